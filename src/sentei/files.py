@@ -39,7 +39,9 @@ def _mended(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; free space or choose another place") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another place"
+        ) from error
 
 
 @contextlib.contextmanager

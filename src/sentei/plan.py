@@ -108,7 +108,10 @@ ENGINES: dict[str, Limits] = {
     "openvino": Limits(),
     "gguf": Limits(ffn_multiple=256, skip_parts=False),
     "uniform": Limits(uniform=True, skip_parts=False),
-    **{name: Limits(ffn_multiple=256, prune_attention=False, skip_parts=False) for name in ("vllm", "sglang", "trtllm", "mlx")},
+    **{
+        name: Limits(ffn_multiple=256, prune_attention=False, skip_parts=False)
+        for name in ("vllm", "sglang", "trtllm", "mlx")
+    },
 }
 
 
@@ -176,7 +179,7 @@ class Budget(_Frozen):
             wanted = self.params if self.params is not None else self.bytes or 0
         if wanted > cost:
             raise InfeasibleError(
-                f"the dense model has {cost:,} {self.metric}, fewer than the {wanted:,} asked for; ask for at most {cost:,}"
+                f"the dense model has {cost:,} {self.metric}, fewer than the {wanted:,} asked for; ask for less"
             )
         return wanted
 
@@ -213,7 +216,11 @@ class BlockPlan(_Frozen):
             raise ValueError(f"{len(self.kv_groups)} KV groups but query heads for {len(self.query_heads)}")
         if len({len(heads) for heads in self.query_heads}) > 1 or any(not heads for heads in self.query_heads):
             raise ValueError(f"every KV group must keep equally many query heads, at least one; got {self.query_heads}")
-        for name, kept in (("kv_groups", self.kv_groups), ("ffn", self.ffn), *(("query_heads", h) for h in self.query_heads)):
+        for name, kept in (
+            ("kv_groups", self.kv_groups),
+            ("ffn", self.ffn),
+            *(("query_heads", h) for h in self.query_heads),
+        ):
             if kept != sorted(set(kept)) or (kept and kept[0] < 0):
                 raise ValueError(f"{name} must be ascending indices without repeats; got {kept[:8]}…")
         return self

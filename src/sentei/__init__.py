@@ -1,0 +1,69 @@
+"""sentei: structured pruning of language models. Measure once, decide many times, cut, and prove what was lost.
+
+The Python API is imported on first use, so that `import sentei` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sentei.measure.collect import measure as measure
+    from sentei.measure.profile import Profile as Profile
+    from sentei.models.load import Loaded as Loaded
+    from sentei.models.load import load as load
+    from sentei.models.save import save as save
+    from sentei.plan import Budget as Budget
+    from sentei.plan import Plan as Plan
+    from sentei.prove.evaluate import evaluate as evaluate
+    from sentei.prune.cut import cut as cut
+    from sentei.prune.planning import plan as plan
+    from sentei.recipe import Recipe as Recipe
+    from sentei.run import resume as resume
+    from sentei.run import run as run
+
+__version__ = "0.1.0"
+
+_API = {
+    "Budget": "sentei.plan",
+    "Loaded": "sentei.models.load",
+    "Plan": "sentei.plan",
+    "Profile": "sentei.measure.profile",
+    "Recipe": "sentei.recipe",
+    "cut": "sentei.prune.cut",
+    "evaluate": "sentei.prove.evaluate",
+    "load": "sentei.models.load",
+    "measure": "sentei.measure.collect",
+    "plan": "sentei.prune.planning",
+    "resume": "sentei.run",
+    "run": "sentei.run",
+    "save": "sentei.models.save",
+}
+
+__all__ = ["__version__", *sorted(_API)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _API:
+        raise AttributeError(f"module 'sentei' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_API[name]), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_API})
+
+
+class _Package(types.ModuleType):
+    """Keeps `sentei.plan` the function: importing the submodule `sentei.plan` must not put itself in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _API and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

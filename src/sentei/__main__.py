@@ -1,0 +1,5 @@
+"""`python -m sentei`."""
+
+from sentei.cli import main
+
+main()

@@ -1,0 +1,45 @@
+"""The command line: one file per verb, thin. Data go to stdout, progress and logs to stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sentei.errors import InputError, SenteiError
+
+
+def main() -> None:
+    """Entry point of `sentei`.
+
+    Exits with 0 (done), 1 (a fault of ours), 2 (bad input), 3 (quality missed), 4 (infeasible) or 130 (Ctrl-C).
+    """
+    # The libraries below print bars and advice of their own; what they must say comes as an exception.
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    args = [arg for arg in sys.argv[1:] if arg != "--debug"]  # understood before and after the verb
+    debug = len(args) < len(sys.argv) - 1
+    from sentei.cli.app import app
+
+    try:
+        app(args=args, prog_name="sentei")
+    except Exception as error:
+        if debug:
+            raise
+        code, message = explain(error)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code and one line for an exception."""
+    if isinstance(error, SenteiError):
+        return error.exit_code, " ".join(str(error).split())
+    if "No space left on device" in str(error):  # safetensors has its own exception for it
+        return InputError.exit_code, "the disk is full; free space or choose another --out"
+    text = " ".join(str(error).split())[:500]
+    return 1, f"internal: {type(error).__name__}: {text}; run it again with --debug and report the traceback"

@@ -1,0 +1,116 @@
+"""The typer application: registers the verbs and holds what they share."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+VERBS = ("measure", "plan", "cut", "eval", "run", "resume", "report", "methods", "doctor")
+
+
+class InOrder(TyperGroup):
+    """Lists the verbs in the order of the work."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names as they were registered."""
+        return list(self.commands)
+
+
+class ManyValues(TyperCommand):
+    """Options that may repeat take many values at once too: `--tasks a.jsonl b.jsonl`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeats the flag for each of its values."""
+        many = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
+        spread: list[str] = []
+        flag, given = "", 0
+        for arg in args:
+            if arg.startswith("-"):
+                flag, given = (arg, 0) if arg in many else ("", 0)
+            elif flag:
+                given += 1
+                if given > 1:
+                    spread.append(flag)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+class Format(str, Enum):
+    """How data are printed."""
+
+    text = "text"
+    json = "json"
+
+
+class Dtype(str, Enum):
+    """Precision of the model."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+# Options that several verbs share.
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Built-in name, Hugging Face id, directory, or .gguf file.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes; it must not exist yet.", metavar="PATH")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="How data are printed on stdout.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision of the model.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
+
+app = typer.Typer(
+    cls=InOrder,
+    help="Structured pruning of language models: measure once, decide many times, cut, and prove what was lost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 3 quality missed, 4 budget infeasible.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sentei import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; also understood after the verb.")] = False,
+) -> None:
+    """What holds for every verb."""
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(table: Any) -> None:
+    """A rich table on stdout, as wide as it needs where stdout is no terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # a table takes only what it needs; a pipe has no width to fold to
+    console.print(table)
+
+
+for verb in VERBS:
+    module = importlib.import_module(f"sentei.cli.{verb}")
+    app.command(verb, cls=ManyValues)(getattr(module, f"{verb}_command"))

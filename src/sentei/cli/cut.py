@@ -1,0 +1,50 @@
+"""`sentei cut`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+
+
+def cut_command(
+    model: Model,
+    plan: Annotated[Path, typer.Option(help="What `sentei plan` wrote.")],
+    out: Out,
+    data: Annotated[str | None, typer.Option(help="Calibration text for the compensation, as for `measure`.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Read at most this many tokens.")] = 65536,
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
+    field: Annotated[str | None, typer.Option(help="Key of the text in JSONL or parquet rows.")] = None,
+    dtype: DtypeOption = Dtype.bfloat16,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Remove what the plan removes and fit what stays; writes a directory that plain transformers loads."""
+    from sentei.data.text import read_texts
+    from sentei.files import check_output
+    from sentei.plan import Plan
+    from sentei.progress import TerminalProgress
+
+    check_output(out, overwrite=overwrite)
+    wanted = Plan.load(plan)
+    texts = None if data is None else read_texts(data, field=field)
+    from sentei.models.load import load
+    from sentei.models.save import save
+    from sentei.prune.cut import cut
+
+    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    small = cut(loaded, wanted, texts, tokens=tokens, window=window, progress=TerminalProgress())
+    save(small, out, tokenizer=loaded.tokenizer, plan=wanted, overwrite=overwrite)
+    shape = wanted.shape()
+    if format is Format.json:
+        print_json(
+            {"schema_version": 1, "model": str(out), "params": shape.params(), "block_params": shape.block_params()}
+        )
+    else:
+        removed = 1 - shape.block_params() / wanted.dense.block_params()
+        size = f"{shape.block_params():,} block params ({removed:.2%} removed)"
+        typer.echo(f"{out}: {size}; next: sentei eval {model} {out} --text …")

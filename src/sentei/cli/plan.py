@@ -1,0 +1,86 @@
+"""`sentei plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sentei.cli.app import Format, FormatOption, Out, Overwrite, print_json, print_table
+
+if TYPE_CHECKING:
+    from sentei.plan import Plan
+
+
+def plan_command(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="What `sentei measure` wrote.")],
+    out: Out,
+    method: Annotated[str, typer.Option(help="See `sentei methods`.")] = "auto",
+    sparsity: Annotated[float | None, typer.Option(help="Share of block params to remove.")] = None,
+    params: Annotated[int | None, typer.Option(help="Block params to keep at most.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="FLOPs per token to keep at most: a share up to 1, or a number.")
+    ] = None,
+    bytes_: Annotated[
+        int | None, typer.Option("--bytes", help="Bytes of weights and KV cache to keep at most.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences in the KV cache.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens per sequence in the KV cache.")] = 1024,
+    target_engine: Annotated[
+        str, typer.Option(help="Whose legal sizes hold: transformers, gguf, vllm, …")
+    ] = "transformers",
+    ffn_multiple: Annotated[int | None, typer.Option(help="FFN widths are multiples of this.")] = None,
+    score: Annotated[str | None, typer.Option(help="Override the method's score.")] = None,
+    allocation: Annotated[str | None, typer.Option(help="Override the method's allocation.")] = None,
+    compensation: Annotated[str | None, typer.Option(help="Override the method's compensation.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random score.")] = 0,
+    overwrite: Overwrite = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Decide what each block keeps: seconds, no model needed. Prints what and why."""
+    from sentei.files import check_output
+    from sentei.plan import Budget, parse
+
+    check_output(out, overwrite=overwrite)
+    asked = {"sparsity": sparsity, "params": params, "flops": flops, "bytes": bytes_, "ffn_multiple": ffn_multiple}
+    shared = {"batch": batch, "context": context, "target_engine": target_engine}
+    budget: Budget = parse(Budget, {k: v for k, v in asked.items() if v is not None} | shared, "budget")
+    from sentei.measure.profile import Profile
+    from sentei.prune.planning import plan
+
+    made = plan(
+        Profile.load(profile), budget, method, score=score, allocation=allocation, compensation=compensation, seed=seed
+    )
+    made.save(out)
+    if format is Format.json:
+        print_json(made.model_dump(mode="json"))
+    else:
+        _show(made, out)
+
+
+def _show(plan: Plan, out: Path) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    dense, small = plan.dense, plan.shape()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("block", "KV groups", "query heads", "FFN channels"):
+        table.add_column(name, justify="right")
+    table.add_column("why", overflow="fold")
+    for i, (kept, full) in enumerate(zip(plan.blocks, dense.blocks, strict=True)):
+        heads = len(kept.kv_groups) * kept.heads_per_group
+        pairs = (
+            (len(kept.kv_groups), full.kv_groups),
+            (heads, full.kv_groups * full.heads_per_group),
+            (len(kept.ffn), full.ffn),
+        )
+        table.add_row(str(i), *(f"{a}/{b}" for a, b in pairs), kept.reason)
+    print_table(table)
+    removed = 1 - small.block_params() / dense.block_params()
+    typer.echo(
+        f"{plan.method}: {plan.score}, {plan.allocation}, {plan.compensation}; {plan.budget.describe()}\n"
+        f"block params {dense.block_params():,} → {small.block_params():,} ({removed:.2%} removed), "
+        f"all params {dense.params():,} → {small.params():,}\n"
+        f"{out}: apply it with sentei cut MODEL --plan {out} --data … --out …"
+    )

@@ -1,0 +1,55 @@
+"""`sentei run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sentei.cli.app import Format, FormatOption, Out, print_json, print_table
+
+
+def run_command(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, see docs/cli.md.")],
+    out: Out,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as in budget.sparsity=0.3.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Use a run directory again; what did not change is kept.")
+    ] = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Run a recipe: measure, plan, cut, prove, report. Killed at any moment, `sentei resume` goes on."""
+    from sentei.progress import TerminalProgress
+    from sentei.recipe import Recipe
+    from sentei.run import run
+
+    wanted = Recipe.load(recipe, set_ or [])
+    show(out, lambda: run(wanted, out, overwrite=overwrite, progress=TerminalProgress()), format)
+
+
+def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
+    """Runs, and prints the figures and where everything is."""
+    try:
+        report = work()
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped; `sentei resume {out}` goes on where it was", err=True)
+        raise typer.Exit(130) from None
+    if format is Format.json:
+        print_json(report)
+        return
+    show_report(out, report)
+
+
+def show_report(out: Path, report: dict[str, Any]) -> None:
+    """The table dense | pruned, the summary, and the paths."""
+    from sentei.report.html import summary
+    from sentei.report.table import report_table
+
+    print_table(report_table(report))
+    typer.echo(f"{summary(report)}\n")
+    for name, path in (("report", "report.html"), ("figures", "report.json"), ("model", "model")):
+        typer.echo(f"{name:8}{out / path}")

@@ -1,0 +1,1 @@
+"""Text, task sets and the embedded demo data."""

@@ -1,0 +1,166 @@
+"""Reading text from files, directories and data sets, and cutting it into windows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentei.data.rows import decode, read_bytes, read_jsonl
+from sentei.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+FORMATS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+def read_texts(source: str | Path, *, field: str | None = None) -> list[str]:
+    """Texts of a file, a directory of files, a `datasets` data set, or the embedded demo data.
+
+    Args:
+        source: a .txt (one text), .jsonl, .jsonl.gz or .parquet file; a directory of them (in order of their paths);
+            `hf:name[:config[:split]]` (split `train` by default; a local or an offline-cached one works too);
+            or `demo`, the calibration half of the demo text.
+        field: the key that holds the text; by default `text`, or the only key with a string.
+
+    Raises:
+        InputError: missing, empty, not UTF-8 (line and byte offset), a broken line or a missing field (file and line).
+    """
+    if str(source) == "demo":
+        from sentei.data.demo import demo_texts
+
+        return demo_texts("calibrate")
+    if str(source).startswith("hf:"):
+        texts = _read_hf(str(source), field)
+    else:
+        path = Path(source)
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(FORMATS)) if path.is_dir() else [path]
+        if not files:
+            raise InputError(f"{path} has no text in it; expected files that end in {', '.join(FORMATS)}")
+        texts = [text for file in files for text in _read_file(file, field)]
+    if not any(text.strip() for text in texts):
+        raise InputError(f"{source} is empty: there is no text in it; give a file with some")
+    return texts
+
+
+def _read_file(path: Path, field: str | None) -> list[str]:
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return _column(((f"{path}:{number}", row) for number, row in read_jsonl(path)), field)
+    if path.suffix == ".txt":
+        return [decode(read_bytes(path), path)]
+    if path.suffix == ".parquet":
+        return _read_parquet(path, field)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a file, a directory, hf:name[:config[:split]] or demo")
+    raise InputError(f"{path} has an unknown format; expected a name that ends in {', '.join(FORMATS)}")
+
+
+def _read_parquet(path: Path, field: str | None) -> list[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    return _column(((f"{path}: row {number}", row) for number, row in enumerate(rows)), field)
+
+
+def _read_hf(source: str, field: str | None) -> list[str]:
+    import datasets
+
+    name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
+    if not name or any(rest):
+        raise InputError(f"{source} is not understood; expected hf:name[:config[:split]], such as hf:wikitext:wikitext-2-raw-v1:test")
+    try:
+        if Path(name, "state.json").exists():  # written by Dataset.save_to_disk
+            data = datasets.load_from_disk(name)
+        else:
+            data = datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:  # datasets raises errors of many libraries; all mean that it cannot be read
+        raise InputError(f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    return _column(((f"{source}: row {number}", row) for number, row in enumerate(data)), field)
+
+
+def _column(rows: Iterable[tuple[str, dict[str, Any]]], field: str | None) -> list[str]:
+    """The strings under `field` of rows that come with their place; the first row decides an unnamed field."""
+    texts = []
+    for place, row in rows:
+        if field is None:
+            strings = [key for key, value in row.items() if isinstance(value, str)]
+            if "text" not in row and len(strings) != 1:
+                raise InputError(f'{place} has no field "text" (found: {", ".join(row) or "none"}); name the field that holds the text')
+            field = "text" if "text" in row else strings[0]
+        if not isinstance(text := row.get(field), str):
+            got = f"{field!r} is {type(text).__name__}, expected a string" if field in row else f"there is no field {field!r}"
+            raise InputError(f"{place}: {got}{nearest(field, row) if field not in row else ''}; found: {', '.join(row) or 'none'}")
+        texts.append(text)
+    return texts
+
+
+def token_windows(
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    window: int,
+    windows: int | None = None,
+    tokens: int | None = None,
+    join: str = "\n\n",
+    tail: bool = False,
+) -> torch.Tensor:
+    """Non-overlapping windows of the joined texts, without special tokens. Only as much is tokenised as is needed.
+
+    Args:
+        texts: joined with `join`; the rest that fills no window is dropped.
+        window: tokens in a window.
+        windows: take at most so many.
+        tokens: take at most so many tokens, rounded down to whole windows, but at least one window.
+        tail: take the limited windows from the end of the text, not from its start.
+
+    Returns:
+        Token ids, int64 [n, window].
+
+    Raises:
+        InputError: there are fewer tokens than one window needs; a limit below one.
+    """
+    import torch
+
+    for name, value in (("window", window), ("windows", windows), ("tokens", tokens)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, expected at least 1")
+    limits = [windows] if windows is not None else []
+    limits += [max(1, tokens // window)] if tokens is not None else []
+    wanted = min(limits) if limits else None
+    ids = _tokenise(texts, tokenizer, join, None if wanted is None or tail else wanted * window)
+    count = len(ids) // window
+    if count == 0:
+        raise InputError(f"the text has {len(ids)} tokens, one window needs {window}; give more text or a smaller window")
+    count = count if wanted is None else min(count, wanted)
+    start = len(ids) - count * window if tail else 0
+    return torch.tensor(ids[start : start + count * window], dtype=torch.long).view(count, window)
+
+
+def _tokenise(texts: Sequence[str], tokenizer: Any, join: str, wanted: int | None) -> list[int]:
+    """Token ids of the joined texts, at least `wanted` of them where there are so many.
+
+    A beginning of the text is tokenised, twice as long each time until it is enough. A merge can reach over the end of
+    it, so a few tokens more than wanted are asked for: the result is that of tokenising everything.
+    """
+    spare, used, size = 32, 0, len(texts)
+    characters = 6 * wanted if wanted is not None else 0
+    while True:
+        if wanted is None:
+            used = size
+        else:
+            length = sum(len(text) + len(join) for text in texts[:used])
+            while used < size and length < characters:
+                length += len(texts[used]) + len(join)
+                used += 1
+        text = join.join(texts[:used])
+        # One huge text (a .txt file) is cut too, or a small limit would tokenise all of it.
+        cut = wanted is not None and len(text) > 2 * characters
+        ids: list[int] = tokenizer(text[:characters] if cut else text, add_special_tokens=False, verbose=False)["input_ids"]
+        if wanted is None or len(ids) >= wanted + spare or (used == size and not cut):
+            return ids
+        characters *= 2

@@ -1,0 +1,172 @@
+"""Llama-like models whose blocks differ in size. Made by sentei; needs only torch and transformers. Apache-2.0.
+
+A block is transformers' own decoder layer, built from `config.per_layer_config[i]` (`num_attention_heads`,
+`num_key_value_heads`, `intermediate_size`, `skip`: ["attention", "mlp"], and ours: `o_proj_bias`, `down_proj_bias`).
+Everything else, `forward` included, is inherited, so that serving engines recognise it.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralRMSNorm, MistralRotaryEmbedding
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+
+def layer_config(config, index):
+    """The config of one block: native from transformers 5.15 on, made here for older ones."""
+    layers = getattr(config, "per_layer_config", None)
+    if layers is not None and not isinstance(layers, dict):
+        return layers[index]
+    own = copy.copy(config)
+    for key, values in (layers or {}).items():  # keys are "5" or "05"
+        if int(key) == index:
+            for name, value in values.items():
+                setattr(own, name, value)
+    return own
+
+
+class Removed(nn.Module):
+    """Stands where an attention or FFN part was: adds nothing to the residual stream, has no weights, caches nothing."""
+
+    def __init__(self, pair):
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, hidden_states, **kwargs):
+        nothing = torch.zeros_like(hidden_states)
+        return (nothing, None) if self.pair else nothing
+
+
+def _with_bias(linear):
+    return nn.Linear(linear.in_features, linear.out_features, bias=True)
+
+
+def build_block(layer_class, config, index):
+    """Block `index`: a stock decoder layer of its own size, without the parts that it skips."""
+    own = layer_config(config, index)
+    skip = getattr(own, "skip", None) or ()
+    heads, groups = own.num_attention_heads, own.num_key_value_heads
+    if heads % groups:
+        raise ValueError(f"layer {index}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+    block = layer_class(own, index)
+    # Its own config is a snapshot; a later change of the attention implementation is made in the model's config.
+    block.self_attn.config = block.mlp.config = config
+    if own.o_proj_bias:
+        block.self_attn.o_proj = _with_bias(block.self_attn.o_proj)
+    if own.down_proj_bias:
+        block.mlp.down_proj = _with_bias(block.mlp.down_proj)
+    if "attention" in skip:
+        block.input_layernorm, block.self_attn = nn.Identity(), Removed(pair=True)
+    if "mlp" in skip:
+        block.post_attention_layernorm, block.mlp = nn.Identity(), Removed(pair=False)
+    return block
+
+
+class _ModelMixin:
+    """Builds the stock model with blocks of different sizes."""
+
+    def __init__(self, config):
+        PreTrainedModel.__init__(self, config)
+        layer_class, norm_class, rotary_class = self._parts
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(build_block(layer_class, config, i) for i in range(config.num_hidden_layers))
+        self.norm = norm_class(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = rotary_class(config=config)
+        self.gradient_checkpointing = False
+        self.has_sliding_layers = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+        self.post_init()
+
+
+class _CausalMixin:
+    """Adds the language-model head."""
+
+    def __init__(self, config):
+        PreTrainedModel.__init__(self, config)
+        self.model = self._body(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+class SenteiLlamaConfig(LlamaConfig):
+    model_type = "sentei_llama"
+    o_proj_bias: bool = False
+    down_proj_bias: bool = False
+
+
+class SenteiLlamaModel(_ModelMixin, LlamaModel):
+    config_class = SenteiLlamaConfig
+    _parts = (LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding)
+
+
+class SenteiLlamaForCausalLM(_CausalMixin, LlamaForCausalLM):
+    config_class = SenteiLlamaConfig
+    _body = SenteiLlamaModel
+
+
+class SenteiMistralConfig(MistralConfig):
+    model_type = "sentei_mistral"
+    o_proj_bias: bool = False
+    down_proj_bias: bool = False
+
+
+class SenteiMistralModel(_ModelMixin, MistralModel):
+    config_class = SenteiMistralConfig
+    _parts = (MistralDecoderLayer, MistralRMSNorm, MistralRotaryEmbedding)
+
+
+class SenteiMistralForCausalLM(_CausalMixin, MistralForCausalLM):
+    config_class = SenteiMistralConfig
+    _body = SenteiMistralModel
+
+
+class SenteiQwen2Config(Qwen2Config):
+    model_type = "sentei_qwen2"
+    o_proj_bias: bool = False
+    down_proj_bias: bool = False
+
+
+class SenteiQwen2Model(_ModelMixin, Qwen2Model):
+    config_class = SenteiQwen2Config
+    _parts = (Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding)
+
+
+class SenteiQwen2ForCausalLM(_CausalMixin, Qwen2ForCausalLM):
+    config_class = SenteiQwen2Config
+    _body = SenteiQwen2Model
+
+
+class SenteiQwen3Config(Qwen3Config):
+    model_type = "sentei_qwen3"
+    o_proj_bias: bool = False
+    down_proj_bias: bool = False
+
+
+class SenteiQwen3Model(_ModelMixin, Qwen3Model):
+    config_class = SenteiQwen3Config
+    _parts = (Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding)
+
+
+class SenteiQwen3ForCausalLM(_CausalMixin, Qwen3ForCausalLM):
+    config_class = SenteiQwen3Config
+    _body = SenteiQwen3Model

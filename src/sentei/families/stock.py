@@ -1,0 +1,80 @@
+"""Turning a model of equal blocks back into a stock class, which needs no custom code anywhere."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import transformers
+
+from sentei.families import FAMILIES, family_of
+from sentei.families.base import Family
+from sentei.families.surgery import OURS, on_meta, ready
+from sentei.plan import BlockShape, ModelShape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
+    """The same function as a stock class, sharing its weights; None where no stock class can hold it.
+
+    Blocks that lost both parts are left out and the rest renumbered; all others must have the same sizes, both parts,
+    and no bias that a compensation added.
+    """
+    family = family_of(model.config)
+    if model.config.model_type == family.name:
+        return model
+    shape = family.shape(model.config)
+    kept = [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
+    sizes = {(b.kv_groups, b.heads_per_group, b.ffn, _adds_bias(b, shape)) for b in (shape.blocks[i] for i in kept)}
+    if len(sizes) != 1:
+        return None
+    groups, per_group, ffn, adds_bias = sizes.pop()
+    target = next((f for f in map(FAMILIES.__getitem__, family.uniform_as) if _holds(f, shape, groups * per_group)), None)
+    if target is None or adds_bias or not groups or not ffn:
+        return None
+    drop = OURS if target is family else (*OURS, *_LLAMA_ONLY)
+    values = {key: value for key, value in model.config.to_dict().items() if key not in drop}
+    values |= {"num_hidden_layers": len(kept), "intermediate_size": ffn, "head_dim": shape.head_dim}
+    values |= {"num_attention_heads": groups * per_group, "num_key_value_heads": groups}
+    if target.name == "mistral":
+        values.setdefault("sliding_window", None)  # else the default of 4,096
+    if kinds := values.get("layer_types"):
+        kinds = values["layer_types"] = [kinds[i] for i in kept]
+        values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
+    config = getattr(transformers, f"{target.prefix}Config")(**values)
+    config._attn_implementation = model.config._attn_implementation
+    config._name_or_path = model.config._name_or_path
+    stock = on_meta(getattr(transformers, f"{target.prefix}ForCausalLM"), config, model.dtype)
+    stock.load_state_dict(_renumbered(model, kept), assign=True)
+    stock.generation_config = copy.deepcopy(model.generation_config)
+    return ready(stock, model.device)
+
+
+def _adds_bias(block: BlockShape, shape: ModelShape) -> bool:
+    return (block.o_bias and not shape.o_bias) or (block.down_bias and not shape.mlp_bias)
+
+
+def _holds(family: Family, shape: ModelShape, heads: int) -> bool:
+    """Whether the stock class of `family` has these biases and takes this many query heads."""
+    facts = ((family.qkv_bias, shape.qkv_bias), (family.o_bias, shape.o_bias), (family.mlp_bias, shape.mlp_bias))
+    rule = {
+        "free": True,
+        "divide": heads > 0 and shape.hidden % heads == 0,
+        "exact": shape.hidden == heads * shape.head_dim,
+    }
+    return rule[family.heads] and all(isinstance(fact, str) or fact == wanted for fact, wanted in facts)
+
+
+def _renumbered(model: PreTrainedModel, kept: list[int]) -> dict[str, Any]:
+    """The weights, with the kept blocks numbered from 0."""
+    number = {f"model.layers.{old}.": f"model.layers.{new}." for new, old in enumerate(kept)}
+    state = {}
+    for name, value in model.state_dict().items():
+        parts = name.split(".", 3)
+        prefix = ".".join(parts[:3]) + "."
+        state[number[prefix] + parts[3] if prefix in number else name] = value
+    return state

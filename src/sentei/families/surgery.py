@@ -1,0 +1,161 @@
+"""Cutting: building the smaller model, and copying into it what a plan keeps."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sentei.families import family_of, modeling_sentei
+from sentei.families.base import Family
+from sentei.plan import BlockPlan, BlockShape, ModelShape, Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OURS = (
+    "per_layer_config",
+    "o_proj_bias",
+    "down_proj_bias",
+    "model_type",
+    "architectures",
+    "auto_map",
+    "allow_global_per_layer_attribute_access",
+)
+
+
+def pruned_config(config: Any, shape: ModelShape) -> Any:
+    """A Sentei config of that shape with everything else as in `config`, which may be pruned already."""
+    family = family_of(config)
+    values = {key: value for key, value in config.to_dict().items() if key not in OURS}
+    values["head_dim"] = shape.head_dim  # else derived from the head count, which now differs
+    kinds = values.get("layer_types")
+    if kinds:
+        # A removed attention part never fills its cache, so it must not be the first of its kind: the length of the
+        # cache, from which masks are made, is read there. Block 0 always keeps its attention.
+        values["layer_types"] = [kinds[0] if not b.kv_groups else k for b, k in zip(shape.blocks, kinds, strict=True)]
+    new = getattr(modeling_sentei, f"Sentei{family.prefix}Config")(**values)
+    new.per_layer_config = {i: _overrides(block) for i, block in enumerate(shape.blocks)}
+    new.allow_global_per_layer_attribute_access = True  # peft and others read the global values
+    new._attn_implementation = config._attn_implementation
+    new._name_or_path = config._name_or_path
+    return new
+
+
+def _overrides(block: BlockShape) -> dict[str, Any]:
+    values: dict[str, Any] = {"o_proj_bias": block.o_bias, "down_proj_bias": block.down_bias}
+    if block.kv_groups:
+        heads = block.kv_groups * block.heads_per_group
+        values |= {"num_attention_heads": heads, "num_key_value_heads": block.kv_groups}
+    if block.ffn:
+        values["intermediate_size"] = block.ffn
+    values["skip"] = [name for name, size in (("attention", block.kv_groups), ("mlp", block.ffn)) if not size]
+    return values
+
+
+def on_meta(model_class: Any, config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """A model without storage: nothing is allocated and no random start is computed. `ready` follows."""
+    with torch.device("meta"):
+        return cast("PreTrainedModel", model_class(config).to(dtype))
+
+
+def ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """What a model that was made on meta still needs once it has weights: buffers, tied head, eval mode."""
+    body = cast(Any, model).model
+    body.rotary_emb = type(body.rotary_emb)(config=model.config).to(device)  # its buffers are computed, not loaded
+    model.tie_weights()
+    return model.eval()
+
+
+@torch.no_grad()
+def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
+    """A pruned model of that shape: embeddings, final norm and head copied from `model`, blocks not yet filled.
+
+    Args:
+        model: a dense or pruned model; its dtype and device are kept.
+        shape: sizes of the result; as many blocks as `model` has.
+    """
+    family = family_of(model.config)
+    config = pruned_config(model.config, shape)
+    model_class = getattr(modeling_sentei, f"Sentei{family.prefix}ForCausalLM")
+    new = ready(on_meta(model_class, config, model.dtype).to_empty(device=model.device), model.device)
+    new.generation_config = copy.deepcopy(model.generation_config)
+    old_body, new_body = cast(Any, model).model, cast(Any, new).model
+    new_body.embed_tokens.weight.copy_(old_body.embed_tokens.weight)
+    _copy_all(family.final_norm(new), family.final_norm(model))
+    if not shape.tied:
+        _copy_all(family.head(new), family.head(model))
+    return new
+
+
+@torch.no_grad()
+def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: BlockPlan, dense: ModelShape) -> None:
+    """Copies the kept rows and columns of `dense_block` into `pruned_block`; biases that are new there become zero."""
+    new, old = family.attention(pruned_block), family.attention(dense_block)
+    if plan.kv_groups and new is not None and old is not None:
+        query, key = head_rows(plan, old.num_key_value_groups, dense.head_dim, pruned_block)  # type: ignore[arg-type]
+        _copy_linear(new.q_proj, old.q_proj, rows=query)
+        _copy_linear(new.k_proj, old.k_proj, rows=key)
+        _copy_linear(new.v_proj, old.v_proj, rows=key)
+        _copy_linear(new.o_proj, old.o_proj, columns=query)
+        if dense.qk_norm:
+            _copy_all(new.q_norm, old.q_norm)
+            _copy_all(new.k_norm, old.k_norm)
+        _copy_all(family.attention_norm(pruned_block), family.attention_norm(dense_block))
+    new, old = family.ffn(pruned_block), family.ffn(dense_block)
+    if plan.ffn and new is not None and old is not None:
+        kept = torch.tensor(plan.ffn, device=old.down_proj.weight.device)
+        _copy_linear(new.gate_proj, old.gate_proj, rows=kept)
+        _copy_linear(new.up_proj, old.up_proj, rows=kept)
+        _copy_linear(new.down_proj, old.down_proj, columns=kept)
+        _copy_all(family.ffn_norm(pruned_block), family.ffn_norm(dense_block))
+
+
+def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
+    """The model without what `plan` removes and without compensation: equal to the dense model with that masked.
+
+    Args:
+        model: the model that the plan was made for; it stays as it is.
+        plan: what to keep.
+    """
+    family = family_of(model.config)
+    new = skeleton(model, plan.shape())
+    for pruned_block, dense_block, block in zip(family.blocks(new), family.blocks(model), plan.blocks, strict=True):
+        fill(family, pruned_block, dense_block, block, plan.dense)
+    return new
+
+
+def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:
+    """Rows of q_proj (and columns of o_proj), and rows of k_proj and v_proj, that a block keeps, ascending.
+
+    Args:
+        plan: what the block keeps.
+        heads_per_group: query heads of each KV group before the cut.
+        head_dim: rows of one head.
+        device: where the indices shall be; a module stands for its own device.
+    """
+    if isinstance(device, nn.Module):
+        device = next(device.parameters()).device
+    pairs = zip(plan.kv_groups, plan.query_heads, strict=True)
+    heads = torch.tensor([g * heads_per_group + h for g, kept in pairs for h in kept], device=device)
+    groups = torch.tensor(plan.kv_groups, device=device)
+    within = torch.arange(head_dim, device=device)
+    return (heads[:, None] * head_dim + within).flatten(), (groups[:, None] * head_dim + within).flatten()
+
+
+def _copy_linear(new: Any, old: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    weight = old.weight if rows is None else old.weight.index_select(0, rows)
+    new.weight.copy_(weight if columns is None else weight.index_select(1, columns))
+    if new.bias is None:
+        return
+    if old.bias is None:
+        new.bias.zero_()  # a compensation fills it
+    else:
+        new.bias.copy_(old.bias if rows is None else old.bias.index_select(0, rows))
+
+
+def _copy_all(new: nn.Module, old: nn.Module) -> None:
+    for target, source in zip(new.parameters(), old.parameters(), strict=True):
+        target.copy_(source)

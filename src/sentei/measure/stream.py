@@ -1,0 +1,95 @@
+"""Runs a model block by block over stored hidden states, and shows what goes into each linear.
+
+Only one block works at a time, so a later pass can read blocks from disk; the stored states are `[windows, length,
+hidden]` in the model's dtype.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sentei.families.base import Family
+
+TOKENS_PER_BATCH = 4096  # keeps the widest activation of a batch in the tens of megabytes
+
+
+def batches(windows: int, length: int) -> Iterator[slice]:
+    """Slices over the windows, about `TOKENS_PER_BATCH` tokens each."""
+    step = max(1, TOKENS_PER_BATCH // length)
+    for start in range(0, windows, step):
+        yield slice(start, min(start + step, windows))
+
+
+@torch.no_grad()
+def embed(family: Family, model: nn.Module, windows: Tensor) -> Tensor:
+    """Hidden states that enter block 0: `[windows, length, hidden]`."""
+    device = next(model.parameters()).device
+    return torch.cat([family.embed(model, windows[part].to(device)) for part in batches(*windows.shape)])
+
+
+PARTS = ("attention", "ffn")
+_LINEARS = {
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "ffn": ("gate_proj", "up_proj", "down_proj"),
+}
+
+
+def part_linears(family: Family, block: nn.Module, part: str) -> dict[str, nn.Linear]:
+    """The linears of a block's part by name, the row-pruned one (o_proj, down_proj) last; empty without the part."""
+    module = family.attention(block) if part == "attention" else family.ffn(block)
+    return {} if module is None else {name: cast(nn.Linear, getattr(module, name)) for name in _LINEARS[part]}
+
+
+def run_block(family: Family, model: nn.Module, index: int, hidden: Tensor) -> Tensor:
+    """Block `index` on `hidden` `[B, T, hidden]`, without cache or padding."""
+    out = family.blocks(model)[index](hidden, **family.block_inputs(model, hidden, index))
+    return cast(Tensor, out[0] if isinstance(out, tuple) else out)  # a tuple before transformers 4.54
+
+
+@contextlib.contextmanager
+def tap(**linears: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collects the last input of each named linear: `[tokens, features]`, without the batch dimension."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[name] = inputs[0].flatten(0, -2)
+
+        return keep
+
+    handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Lets oneDNN multiply fp32 copies of bf16 numbers in bf16: exact products, fp32 sums, twice as fast on CPUs.
+
+    Only where every operand of the product comes from bf16; the setting is put back afterwards. GPUs are not affected.
+    """
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def gram(left: Tensor, right: Tensor | None = None) -> Tensor:
+    """`leftᵀ right` (`leftᵀ left` without `right`) in fp32; rows are tokens. bf16 inputs give exact products."""
+    a = left.float()
+    b = a if right is None else right.float()
+    if left.dtype == torch.bfloat16 and (right is None or right.dtype == torch.bfloat16):
+        with exact_products():
+            return a.T @ b
+    return a.T @ b

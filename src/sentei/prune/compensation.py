@@ -1,0 +1,152 @@
+"""Compensation: how what stays makes up for what went. A row-pruned matrix is refitted in closed form.
+
+With kept inputs `x` (of the already cut model), weights `W` and a target `t`, `argmin ‖(W + ΔW) x + b − t‖² + ridge` is
+
+    ΔW = (G + λ diag(G))⁻¹ B,   G = Σ x xᵀ,   B = Σ x (t − W x)ᵀ
+
+Numerical Pruning's equation 11 (arXiv 2412.12441) without its full inverse, and, with both sums centred, FLAP's bias
+(arXiv 2312.11983) fitted jointly. λ is relative to each input's own energy and is chosen on windows held out from it.
+
+The target is the dense part's output, plus, for `residual`, a share of what the residual stream has lost so far: that
+part of the upstream error which this part's inputs can predict is mended here, instead of being passed on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sentei.measure.stream import gram
+from sentei.prune.solve import cholesky
+from sentei.registry import Registry
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RESIDUAL_SHARE = 0.75  # 0.5 to 1 differ by less than 1 % of perplexity (docs/benchmarks.md), 0 costs 7 %
+HELD_OUT = 8  # every eighth batch judges the ridge
+
+
+@dataclass(frozen=True)
+class Compensation:
+    """What is fitted. `residual`: the share of the residual stream's error that enters the target."""
+
+    name: str
+    weights: bool
+    bias: bool
+    residual: float
+    line: str
+
+
+NONE = Compensation("none", False, False, 0.0, "what stays is left as it is")
+BIAS = Compensation("bias", False, True, 0.0, "a bias replaces the mean of what went (FLAP, arXiv 2312.11983)")
+LEAST_SQUARES = Compensation(
+    "least-squares",
+    True,
+    False,
+    0.0,
+    "output weights refitted to the dense part (Numerical Pruning, arXiv 2412.12441, eq. 11)",
+)
+LEAST_SQUARES_BIAS = Compensation("least-squares+bias", True, True, 0.0, "both, fitted jointly")
+RESIDUAL = Compensation(
+    "residual",
+    True,
+    False,
+    RESIDUAL_SHARE,
+    "least squares that also pull the residual stream back to the dense model's",
+)
+RESIDUAL_BIAS = Compensation("residual+bias", True, True, RESIDUAL_SHARE, "the same, with a bias fitted jointly")
+
+COMPENSATIONS: Registry[Compensation] = Registry(
+    "compensation",
+    {
+        c.name: f"{__name__}:{c.name.upper().replace('-', '_').replace('+', '_')}"
+        for c in (NONE, BIAS, LEAST_SQUARES, LEAST_SQUARES_BIAS, RESIDUAL, RESIDUAL_BIAS)
+    },
+)
+
+
+@dataclass
+class _Sums:
+    """Sufficient statistics of one share of the data, in fp32: no row is kept."""
+
+    count: int = 0
+    gram: Tensor | float = 0.0
+    cross: Tensor | float = 0.0  # Σ x (t − W x)ᵀ: [n, out]
+    inputs: Tensor | float = 0.0
+    missing: Tensor | float = 0.0
+
+    def add(self, x: Tensor, missing: Tensor) -> None:
+        self.count += len(x)
+        self.gram = self.gram + gram(x)
+        self.cross = self.cross + x.float().T @ missing
+        self.inputs = self.inputs + x.sum(0, dtype=torch.float32)
+        self.missing = self.missing + missing.sum(0)
+
+    def plus(self, other: _Sums) -> _Sums:
+        return _Sums(*(getattr(self, f) + getattr(other, f) for f in ("count", "gram", "cross", "inputs", "missing")))
+
+    def system(self, centred: bool) -> tuple[Tensor, Tensor]:
+        """`G` and `B` in fp64; centred where a bias is fitted jointly."""
+        g, b = torch.as_tensor(self.gram).double(), torch.as_tensor(self.cross).double()
+        if centred:
+            x, y = torch.as_tensor(self.inputs).double(), torch.as_tensor(self.missing).double()
+            g, b = g - torch.outer(x, x) / self.count, b - torch.outer(x, y) / self.count
+        return g, b
+
+
+@dataclass
+class Fit:
+    """Accumulates one part's least squares over batches, then solves.
+
+    Usage: `add` every batch in the same order, then `solve`.
+    """
+
+    compensation: Compensation
+    weight: Tensor  # [out, n], the kept columns
+    sums: tuple[_Sums, _Sums] = field(default_factory=lambda: (_Sums(), _Sums()))  # fitted, held out
+    seen: int = 0
+
+    def add(self, x: Tensor, target: Tensor) -> None:
+        """`x`: `[tokens, n]` inputs of the kept columns, `target`: `[tokens, out]`."""
+        missing = target.float() - (x @ self.weight.T.to(x.dtype)).float()
+        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, missing)
+        self.seen += 1
+
+    def solve(self) -> tuple[Tensor, Tensor | None, float]:
+        """New weight `[out, n]`, bias `[out]` or None, and the ridge that the held-out windows chose."""
+        fitted, held = self.sums
+        whole = fitted.plus(held) if held.count else fitted
+        weight = self.weight.double()
+        ridge = 0.0
+        if self.compensation.weights:
+            ridge = self._choose_ridge()
+            weight = weight + _ridge_solution(*whole.system(self.compensation.bias), ridge).T
+        bias = None
+        if self.compensation.bias:
+            shift = weight - self.weight.double()
+            x, y = torch.as_tensor(whole.inputs).double(), torch.as_tensor(whole.missing).double()
+            bias = (y - shift @ x) / whole.count
+        return weight, bias, ridge
+
+    def _choose_ridge(self) -> float:
+        """The ridge with the smallest held-out error; the middle one where too few batches held any out."""
+        fitted, held = self.sums
+        if not held.count:
+            return RIDGES[len(RIDGES) // 2]
+        g, b = fitted.system(self.compensation.bias)
+        held_g, held_b = held.system(self.compensation.bias)
+        errors = []
+        for ridge in RIDGES:
+            delta = _ridge_solution(g, b, ridge)
+            # ‖t − (W+Δ)x‖² = const − 2 tr(Δᵀ B) + tr(Δᵀ G Δ)
+            errors.append(((delta * (held_g @ delta)).sum() - 2 * (delta * held_b).sum()).item())
+        return RIDGES[errors.index(min(errors))]
+
+
+def _ridge_solution(g: Tensor, b: Tensor, ridge: float) -> Tensor:
+    """`(G + λ diag(G))⁻¹ B`, fp64. An input that is always zero gets no weight."""
+    system = g.clone()
+    energy = system.diagonal().clone()
+    system.diagonal().add_(ridge * energy + 1e-12 * energy.mean() + torch.finfo(torch.float64).tiny)
+    return torch.cholesky_solve(b, cholesky(system))

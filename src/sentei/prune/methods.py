@@ -1,0 +1,88 @@
+"""The table of methods: each is a score, an allocation and a compensation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sentei.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Method:
+    """A preset: faithful to its paper, but for the flaws that docs/methods.md lists."""
+
+    name: str
+    score: str
+    allocation: str
+    compensation: str
+    line: str
+    paper: str
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method(
+            "auto",
+            "obs-fisher",
+            "global",
+            "residual",
+            "our default: the best combination of the benchmark, at every sparsity",
+            "docs/benchmarks.md",
+        ),
+        Method(
+            "numerical",
+            "newton",
+            "global",
+            "least-squares",
+            "relaxed-mask Newton score, global, closed-form refit",
+            "arXiv 2412.12441",
+        ),
+        Method(
+            "adapt",
+            "taylor",
+            "adaptive",
+            "none",
+            "Taylor score, shares by each block's in/out angle",
+            "arXiv 2502.03460",
+        ),
+        Method(
+            "llm-pruner",
+            "taylor",
+            "uniform",
+            "none",
+            "first-order Taylor, the same share everywhere",
+            "arXiv 2305.11627",
+        ),
+        Method(
+            "wanda-sp",
+            "wanda-sp",
+            "uniform",
+            "none",
+            "input energy times squared weights, per unit",
+            "arXiv 2306.11695",
+        ),
+        Method("flap", "flap", "global", "bias", "fluctuation score, global, bias for what went", "arXiv 2312.11983"),
+        Method(
+            "shortgpt",
+            "block-influence",
+            "blocks",
+            "none",
+            "whole blocks that turn their input least",
+            "arXiv 2403.03853",
+        ),
+        Method("magnitude", "magnitude", "uniform", "none", "smallest weights first, no data", "Li et al. 2017"),
+        Method("random", "random", "uniform", "none", "a seeded draw: the floor", "–"),
+    )
+}
+
+
+def method(name: str) -> Method:
+    """The preset of that name.
+
+    Raises:
+        InputError: unknown, with the nearest.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,128 @@
+"""`plan`: from a profile and a budget to what each block keeps. Seconds, no model, no forward pass."""
+
+from __future__ import annotations
+
+from sentei.measure.profile import PartStats, Profile
+from sentei.plan import BlockPlan, Budget, Plan, planned_shape
+from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
+from sentei.prune.compensation import COMPENSATIONS
+from sentei.prune.methods import method as preset
+from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
+from sentei.prune.scores import SCORES, Score
+
+_curves: dict[
+    tuple[str, str, int], list[BlockCurves]
+] = {}  # of the last profile and score: budgets are re-solved at once
+
+
+def plan(
+    profile: Profile,
+    budget: Budget,
+    method: str = "auto",
+    *,
+    score: str | None = None,
+    allocation: str | None = None,
+    compensation: str | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Decides what each block keeps.
+
+    Args:
+        profile: from `measure`.
+        budget: how small, for which engine.
+        method: a preset of `sentei.prune.methods`.
+        score: overrides the preset's.
+        allocation: overrides the preset's.
+        compensation: overrides the preset's.
+        seed: of the random score.
+
+    Raises:
+        InputError: an unknown name, or a score that needs gradients on a profile without.
+        InfeasibleError: no legal plan meets the budget.
+    """
+    base = preset(method)
+    names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
+    rule, chosen, fit = ALLOCATIONS[names[1]], SCORES[names[0]], COMPENSATIONS[names[2]]
+    curves = (
+        curves_of(profile, chosen, seed)
+        if rule.needs_score
+        else [_whole(profile, i) for i in range(len(profile.blocks))]
+    )
+    problem = Problem(profile.shape, curves, [block.angle for block in profile.blocks], budget, fit.bias)
+    choices = rule.solve(problem)
+    blocks = [_block_plan(problem, i, choice, chosen.scale) for i, choice in enumerate(choices)]
+    small = planned_shape(profile.shape, blocks, bias=fit.bias)
+    return Plan(
+        model=profile.model_digest,
+        profile=profile.digest(),
+        method=method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)",
+        score=names[0],
+        allocation=names[1],
+        compensation=names[2],
+        budget=budget,
+        dense=profile.shape,
+        blocks=blocks,
+        predicted={
+            "block_params": small.block_params(),
+            "params": small.params(),
+            "removed": 1 - small.block_params() / profile.shape.block_params(),
+            "flops_per_token": small.flops(budget.context),
+            "flops_ratio": small.flops(budget.context) / profile.shape.flops(budget.context),
+            "bytes": small.bytes(budget.batch, budget.context),
+            **({"loss_increase": problem.loss(choices)} if chosen.scale == "nats" and rule.needs_score else {}),
+        },
+    )
+
+
+def curves_of(profile: Profile, score: Score, seed: int = 0) -> list[BlockCurves]:
+    """The removal curves of every block, computed once per profile, score and seed."""
+    key = (profile.digest(), score.name, seed)
+    if key not in _curves:
+        _curves.clear()
+        _curves[key] = [
+            rank_block(
+                stats, profile.shape, i, score, (_weight(stats.attention, score), _weight(stats.ffn, score)), seed
+            )
+            for i, stats in enumerate(profile.blocks)
+        ]
+    return _curves[key]
+
+
+def _weight(part: PartStats | None, score: Score) -> float:
+    """Makes losses of different parts comparable.
+
+    Nats are already. Squared output errors are weighed by the mean squared gradient at the output where the profile
+    has gradients (then they approximate nats), else relative to the residual stream's energy.
+    """
+    if part is None or score.scale == "nats":
+        return 1.0
+    if score.scale == "none":
+        return 1.0 / max(part.norm.sum().item(), 1e-30) if score.name == "magnitude" else 1.0
+    if part.output_grad is not None:
+        return 0.5 * part.output_grad.diagonal().mean().item()
+    return 1.0 / max(part.energy, 1e-30)
+
+
+def _whole(profile: Profile, index: int) -> BlockCurves:
+    """Curves for an allocation that removes whole blocks: only the dense and the empty choice, no losses."""
+    full = profile.shape.blocks[index]
+    heads = tuple(tuple(range(full.heads_per_group)) for _ in range(full.kv_groups))
+    options = (AttentionOption(tuple(range(full.kv_groups)), heads, 0.0), AttentionOption((), (), 0.0))
+    return BlockCurves(options, tuple(range(full.ffn)), (0.0,) * (full.ffn + 1))
+
+
+def _block_plan(problem: Problem, index: int, choice: Choice, scale: str) -> BlockPlan:
+    curves, full = problem.curves[index], problem.dense.blocks[index]
+    option = curves.attention[choice.attention]
+    kept = sorted(curves.ffn_order[choice.removed :])
+    unit = {"nats": " nats", "output": " (weighted output error)", "none": " (score units)"}[scale]
+    losses = f"attention +{option.loss:.2e}, FFN +{curves.ffn_loss[choice.removed]:.2e}{unit}"
+    return BlockPlan(
+        kv_groups=list(option.kv_groups),
+        query_heads=[list(heads) for heads in option.query_heads],
+        ffn=kept,
+        reason=(
+            f"keeps {len(option.kv_groups)}/{full.kv_groups} KV groups of {option.heads_per_group} query heads and "
+            f"{len(kept)}/{full.ffn} FFN channels; predicted loss {losses}; in/out cosine {problem.angles[index]:.3f}"
+        ),
+    )

@@ -1,0 +1,127 @@
+"""From a score to removal curves: what each number of removed units costs, and which units those are.
+
+An FFN part gives one curve over channels. An attention part gives options, pairs of (KV groups, query heads per group):
+KV groups go whole, with their own query heads; query heads go one from every group, so that shapes stay regular (GQA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sentei.measure.profile import BlockStats
+from sentei.plan import BlockShape, ModelShape
+from sentei.prune.scores.base import Score
+
+CHUNKS = 128  # a channel order is built in at most this many joint removals, each at most 1/CHUNKS of the channels
+
+
+@dataclass(frozen=True)
+class AttentionOption:
+    """One way to thin an attention part. `query_heads`: indices within each kept group. `loss`: increase over dense."""
+
+    kv_groups: tuple[int, ...]
+    query_heads: tuple[tuple[int, ...], ...]
+    loss: float
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads in each kept group."""
+        return len(self.query_heads[0]) if self.query_heads else 0
+
+
+@dataclass(frozen=True)
+class BlockCurves:
+    """All that an allocation may choose from in one block.
+
+    Attributes:
+        attention: options, the dense one first.
+        ffn_order: channels in the order of removal.
+        ffn_loss: `ffn_loss[k]` is the loss increase after the first k channels of the order went; k = 0 … all.
+    """
+
+    attention: tuple[AttentionOption, ...]
+    ffn_order: tuple[int, ...]
+    ffn_loss: tuple[float, ...]
+
+
+def rank_block(
+    stats: BlockStats, shape: ModelShape, index: int, score: Score, weights: tuple[float, float], seed: int
+) -> BlockCurves:
+    """Curves of one block. `weights` scale the attention's and the FFN's losses so that blocks compare."""
+    block = shape.blocks[index]
+    generator = torch.Generator().manual_seed(seed * 100_003 + index)
+    order, losses = rank_ffn(stats, score, generator)
+    options = rank_attention(stats, block, shape.head_dim, score, generator)
+    scaled = tuple(AttentionOption(o.kv_groups, o.query_heads, o.loss * weights[0]) for o in options)
+    return BlockCurves(scaled, tuple(order), tuple(loss * weights[1] for loss in losses))
+
+
+def rank_ffn(stats: BlockStats, score: Score, generator: torch.Generator) -> tuple[list[int], list[float]]:
+    """Order of removal of the channels and the loss after each; a joint removal's loss is spread evenly over it."""
+    if stats.ffn is None:
+        return [], [0.0]
+    n = stats.ffn.mean.numel()
+    remover = score.start(stats.ffn, generator)
+    alive = torch.arange(n)
+    order: list[int] = []
+    losses = [0.0]
+    while len(alive):
+        ranked = remover.losses(alive[:, None]).argsort(stable=True)
+        step = ranked[: max(1, n // CHUNKS)].sort().values
+        # channels are removed jointly; inside the step the cheaper goes first
+        chosen = alive[step]
+        costs = remover.losses(chosen[:, None])
+        total = max(remover.remove(chosen[:, None]), 0.0)
+        inside = costs.argsort(stable=True)
+        order += chosen[inside].tolist()
+        share = costs[inside].clamp_min(0).double()
+        share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(share))
+        losses += (losses[-1] + total * share.cumsum(0)).tolist()
+        keep = torch.ones(len(alive), dtype=torch.bool)
+        keep[step] = False
+        alive = alive[keep]
+    return order, losses
+
+
+def rank_attention(
+    stats: BlockStats, block: BlockShape, head_dim: int, score: Score, generator: torch.Generator
+) -> list[AttentionOption]:
+    """Options for every count of query heads per group and of KV groups, the dense one first, none at all last."""
+    groups, repeat = block.kv_groups, block.heads_per_group
+    if stats.attention is None:
+        return [AttentionOption((), (), 0.0)]
+    columns = torch.arange(groups * repeat * head_dim).view(groups, repeat, head_dim)
+    seed = int(torch.randint(2**31, (), generator=generator))
+    options: list[AttentionOption] = []
+    for removed_heads in range(repeat):
+        remover = score.start(stats.attention, torch.Generator().manual_seed(seed))
+        kept = [list(range(repeat)) for _ in range(groups)]
+        loss = 0.0
+        for _ in range(removed_heads):
+            worst = []
+            for group, heads in enumerate(kept):
+                cheapest = int(remover.losses(columns[group, heads]).argmin())
+                worst.append(columns[group, heads.pop(cheapest)])
+            loss += remover.remove(torch.stack(worst))
+        alive = list(range(groups))
+        while True:
+            if alive or removed_heads == 0:
+                options.append(AttentionOption(tuple(alive), tuple(tuple(kept[g]) for g in alive), loss))
+            if not alive:
+                break
+            units = torch.stack([columns[group, kept[group]].flatten() for group in alive])
+            cheapest = int(remover.losses(units).argmin())
+            loss += max(remover.remove(units[cheapest][None]), 0.0)
+            alive.pop(cheapest)
+    return options
+
+
+def attention_columns(kv_groups: list[int], query_heads: list[list[int]], block: BlockShape, head_dim: int) -> Tensor:
+    """Inputs of o_proj that a block plan keeps: `[kept]`, ascending."""
+    columns = torch.arange(block.kv_groups * block.heads_per_group * head_dim)
+    columns = columns.view(block.kv_groups, block.heads_per_group, head_dim)
+    picked = [columns[group, heads].flatten() for group, heads in zip(kv_groups, query_heads, strict=True)]
+    return torch.cat(picked) if picked else columns.new_empty(0)

@@ -1,0 +1,58 @@
+"""What a score is: the contract, and the simple case in which losses add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sentei.measure.profile import PartStats
+
+Scale = Literal["nats", "output", "none"]
+
+
+class Remover(Protocol):
+    """A part from which units are taken, one set of inputs after another."""
+
+    def losses(self, units: Tensor) -> Tensor:
+        """Loss increase of removing each unit now, `[k]`. `units`: `[k, size]` inputs of the row-pruned matrix."""
+
+    def remove(self, units: Tensor) -> float:
+        """Removes all of `units` (`[k, size]`) together and returns the loss increase."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A named way to tell how much a unit matters.
+
+    Attributes:
+        start: makes the remover of a part; gets the part's statistics and a seeded generator.
+        scale: what the losses measure: `nats` of the model's loss, squared error at the part's `output`, or `none`
+            (comparable inside a part only).
+        needs_gradients: whether the profile's gradient pass is needed.
+        line: one line for people, with the source.
+    """
+
+    name: str
+    start: Callable[[PartStats, torch.Generator], Remover]
+    scale: Scale
+    line: str
+    needs_gradients: bool = False
+
+
+@dataclass
+class Additive:
+    """A remover whose losses do not depend on what went before. `per_input`: `[n]`."""
+
+    per_input: Tensor
+
+    def losses(self, units: Tensor) -> Tensor:
+        """Sum over each unit's inputs."""
+        return self.per_input[units].sum(1)
+
+    def remove(self, units: Tensor) -> float:
+        """Sum over all units' inputs."""
+        return self.losses(units).sum().item()

@@ -1,0 +1,63 @@
+"""Scores that look at one input at a time: random, magnitude, Taylor, Wanda-sp, FLAP."""
+
+from __future__ import annotations
+
+import torch
+
+from sentei.errors import InputError
+from sentei.measure.profile import PartStats
+from sentei.prune.scores.base import Additive, Score
+
+
+def _random(part: PartStats, generator: torch.Generator) -> Additive:
+    return Additive(torch.rand(part.mean.numel(), generator=generator))
+
+
+def _magnitude(part: PartStats, _: torch.Generator) -> Additive:
+    return Additive(part.norm)
+
+
+def _taylor(part: PartStats, _: torch.Generator) -> Additive:
+    if part.taylor is None:
+        raise InputError("score 'taylor' needs gradients; measure again with --gradient-tokens 8192")
+    return Additive(part.taylor)
+
+
+def _wanda_sp(part: PartStats, _: torch.Generator) -> Additive:
+    return Additive(part.gram.diagonal() * part.weight.square().sum(0))
+
+
+def _flap(part: PartStats, _: torch.Generator) -> Additive:
+    variance = (part.gram.diagonal() - part.mean.square()).clamp_min(0)
+    return Additive(variance * part.weight.square().sum(0))
+
+
+RANDOM = Score("random", _random, "none", "a seeded draw: the floor for every comparison")
+MAGNITUDE = Score(
+    "magnitude", _magnitude, "none", "squared weights of the unit's rows and columns, no data (Li et al. 2017)"
+)
+TAYLOR = Score(
+    "taylor",
+    _taylor,
+    "nats",
+    "first-order Taylor, sum of |weight · gradient| over the unit's group (LLM-Pruner, arXiv 2305.11627)",
+    needs_gradients=True,
+)
+WANDA_SP = Score(
+    "wanda-sp", _wanda_sp, "output", "input energy × squared output weights (Wanda, arXiv 2306.11695, per unit)"
+)
+FLAP = Score(
+    "flap", _flap, "output", "input variance × squared output weights: what a bias cannot replace (arXiv 2312.11983)"
+)
+
+
+def _block_influence(_part: PartStats, _: torch.Generator) -> Additive:
+    raise InputError("score 'block-influence' is about whole blocks; use it with --allocation blocks")
+
+
+BLOCK_INFLUENCE = Score(
+    "block-influence",
+    _block_influence,
+    "none",
+    "one minus the cosine between a block's input and output (ShortGPT, arXiv 2403.03853)",
+)

@@ -1,0 +1,158 @@
+"""The recipe: everything that a run depends on, as YAML. Unknown keys are errors with a suggestion.
+
+A path in a recipe is looked up next to the recipe first, then in the working directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from sentei.errors import InputError
+from sentei.files import write_text
+from sentei.plan import Budget, parse
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Task(_Section):
+    """What the model is for. `general`: the demo texts and tasks, unless `data` and `prove` name others."""
+
+    preset: Literal["general"] = "general"
+
+
+class Measure(_Section):
+    """How the calibration data are read.
+
+    Attributes:
+        tokens: at most this many, rounded down to whole windows.
+        window: tokens per window.
+        gradient_tokens: how many of them the gradient pass reads; 0 leaves it out.
+    """
+
+    tokens: int = Field(default=131072, ge=2)
+    window: int = Field(default=1024, ge=2)
+    gradient_tokens: int = Field(default=8192, ge=0)
+
+
+class Prune(_Section):
+    """A method from `sentei methods`, or its parts one by one."""
+
+    method: str = "auto"
+    score: str | None = None
+    allocation: str | None = None
+    compensation: str | None = None
+
+
+class Prove(_Section):
+    """What dense and pruned are compared on.
+
+    Attributes:
+        texts: for perplexity: files, `hf:` names, or `demo`.
+        tasks: multiple choice: JSONL files, names that lm-evaluation-harness knows, or `demo`.
+        window: tokens per window of text.
+        windows: at most this many windows of each text.
+        limit: at most this many rows of each task.
+        speed: whether to time prefill and decoding.
+    """
+
+    texts: list[str] = ["demo"]
+    tasks: list[str] = ["demo"]
+    window: int = Field(default=1024, ge=2)
+    windows: int | None = Field(default=None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
+    speed: bool = True
+
+    @field_validator("texts", "tasks", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Recipe(_Section):
+    """A whole run, resolved."""
+
+    model: str
+    task: Task = Task()
+    data: str = "demo"
+    budget: Budget
+    prune: Prune = Prune()
+    measure: Measure = Measure()
+    prove: Prove = Prove()
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    trust_remote_code: bool = False
+    seed: int = Field(default=0, ge=0)
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
+        """Reads a recipe; `overrides` are `a.b=c` with c in YAML.
+
+        Raises:
+            InputError: missing, not YAML (line and column), an unknown key (with the nearest), or a value out of range.
+        """
+        path = Path(path)
+        try:
+            value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path} does not exist; a recipe is a YAML file, see recipes/demo.yaml") from None
+        except (IsADirectoryError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} is not a YAML file: {error}") from error
+        except yaml.YAMLError as error:
+            raise InputError(_yaml_error(path, error)) from error
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: expected keys like `model:` and `budget:`, got {type(value).__name__}")
+        for override in overrides:
+            _override(value, override)
+        return parse(cls, value, str(path))._with_paths(path.absolute().parent)
+
+    def _with_paths(self, folder: Path) -> Recipe:
+        """Local paths made absolute, so that the recipe means the same from everywhere."""
+
+        def find(source: str) -> str:
+            for place in (folder, Path.cwd()):
+                if (place / source).exists():
+                    return str(place / source)
+            return source
+
+        prove = {name: [find(source) for source in getattr(self.prove, name)] for name in ("texts", "tasks")}
+        return self.model_copy(
+            update={"model": find(self.model), "data": find(self.data), "prove": self.prove.model_copy(update=prove)}
+        )
+
+    def dump(self) -> str:
+        """The resolved recipe as YAML, defaults and all."""
+        value = self.model_dump(mode="json", exclude_none=True)
+        return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+    def save(self, path: Path) -> None:
+        """Writes the resolved recipe."""
+        write_text(path, self.dump())
+
+
+def _yaml_error(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+    return f"{place}: not YAML: {getattr(error, 'problem', None) or error}"
+
+
+def _override(value: dict[str, Any], override: str) -> None:
+    """Sets one `a.b=c` in place."""
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last or not all(sections):
+        raise InputError(f"--set {override!r}: expected key=value, for example budget.sparsity=0.3")
+    for section in sections:
+        inner = value.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"--set {override!r}: {section!r} is {inner!r}, it has no keys")
+        value = inner
+    try:
+        value[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: {text!r} is not a YAML value") from error

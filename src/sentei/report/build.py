@@ -1,0 +1,162 @@
+"""`build`: every figure of a run, with units, protocol and intervals, as one JSON value."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sentei
+from sentei.plan import ModelShape, Plan
+from sentei.prune.methods import METHODS
+from sentei.recipe import Recipe
+from sentei.report.figures import Figure, average, collect
+
+if TYPE_CHECKING:
+    from sentei.measure.profile import PartStats, Profile
+
+SCHEMA_VERSION = 1
+ROLES = ("dense", "pruned")
+
+
+def build(
+    *, recipe: Recipe, profile: Profile, plan: Plan, evidence: Mapping[str, Any], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """The contents of report.json.
+
+    Args:
+        recipe: what was asked for.
+        profile: what was measured of the dense model.
+        plan: what was kept.
+        evidence: what `evaluate` returned for dense and pruned, in this order.
+        seconds: how long each stage took.
+    """
+    figures = collect(evidence)
+    models = dict(zip(ROLES, evidence["models"], strict=True))
+    base = plan.method.split()[0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "sentei": sentei.__version__,
+        "model": Path(recipe.model).name,
+        "budget": plan.budget.model_dump(mode="json", exclude_none=True) | {"words": plan.budget.describe()},
+        "method": {
+            "name": plan.method,
+            "score": plan.score,
+            "allocation": plan.allocation,
+            "compensation": plan.compensation,
+            "line": METHODS[base].line if base in METHODS else "",
+            "paper": METHODS[base].paper if base in METHODS else "",
+        },
+        "models": models,
+        "comparisons": evidence.get("comparisons", []),
+        "figures": [figure.to_json() for figure in figures],
+        "average_accuracy": dict(zip(ROLES, average(figures), strict=False)),
+        "blocks": _blocks(plan, profile),
+        "predictions": _predictions(recipe, plan, models, figures),
+        "protocol": _protocol(recipe, profile, plan),
+        "seconds": dict(seconds),
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _blocks(plan: Plan, profile: Profile) -> list[dict[str, Any]]:
+    """Per block: what is kept of each part, and what the profile says about it."""
+    dense, small = plan.dense, plan.shape()
+    rows = []
+    for i, (kept, full) in enumerate(zip(plan.blocks, dense.blocks, strict=True)):
+        stats = profile.blocks[i]
+        heads = len(kept.kv_groups) * kept.heads_per_group
+        rows.append(
+            {
+                "block": i,
+                "attention": {
+                    "kept": _share(dense.attention_params(full), small.attention_params(small.blocks[i])),
+                    "kv_groups": [len(kept.kv_groups), full.kv_groups],
+                    "query_heads": [heads, full.kv_groups * full.heads_per_group],
+                    "sensitivity": _sensitivity(stats.attention),
+                },
+                "ffn": {
+                    "kept": _share(dense.ffn_params(full), small.ffn_params(small.blocks[i])),
+                    "channels": [len(kept.ffn), full.ffn],
+                    "sensitivity": _sensitivity(stats.ffn),
+                },
+                "params": [_params(small, i), _params(dense, i)],
+                "cosine": stats.angle,
+                "reason": kept.reason,
+            }
+        )
+    return rows
+
+
+def _share(full: int, kept: int) -> float:
+    return min(kept / full, 1.0) if full else 0.0  # a bias that compensation adds is no share kept
+
+
+def _params(shape: ModelShape, block: int) -> int:
+    return shape.attention_params(shape.blocks[block]) + shape.ffn_params(shape.blocks[block])
+
+
+def _sensitivity(part: PartStats | None) -> float | None:
+    """Nats per token that hang on a part, to first order: the sum of |weight · gradient|. None without gradients."""
+    return part.taylor.sum().item() if part is not None and part.taylor is not None else None
+
+
+def _predictions(recipe: Recipe, plan: Plan, models: Mapping[str, Any], figures: list[Figure]) -> list[dict[str, Any]]:
+    """What the plan predicted beside what was measured; `note` says what differs between the two."""
+    predicted, pruned = plan.predicted, models["pruned"]
+    rows = [
+        _row("block params", "parameters", predicted.get("block_params"), pruned["block_params"]),
+        _row("all params", "parameters", predicted.get("params"), pruned["params"]),
+    ]
+    by_name = {(f.group, f.name): f for f in figures}
+    prefill = by_name.get(("speed", "prefill"))
+    if prefill and prefill.change and "flops_ratio" in predicted:
+        note = f"predicted from FLOPs at context {plan.budget.context}, embeddings and head left out"
+        rows.append(_row("prefill speed-up", "ratio", 1 / predicted["flops_ratio"], prefill.change.value, note))
+    weights = (pruned.get("memory") or {}).get("weights_bytes")
+    if weights:
+        size = plan.shape().params() * (4 if recipe.dtype == "float32" else 2)
+        rows.append(_row("weights", "bytes", size, weights, f"predicted for {recipe.dtype}"))
+    text = next((f for f in figures if f.group == "perplexity" and f.change), None)
+    if "loss_increase" in predicted and text and text.change:
+        note = f"predicted on the calibration text, before compensation; measured on {text.name}"
+        rows.append(_row("loss increase", "nats", predicted["loss_increase"], math.log(text.change.value), note))
+    return [row for row in rows if row["predicted"] is not None]
+
+
+def _row(name: str, unit: str, predicted: float | None, measured: float, note: str = "") -> dict[str, Any]:
+    return {"name": name, "unit": unit, "predicted": predicted, "measured": measured, "note": note}
+
+
+def _protocol(recipe: Recipe, profile: Profile, plan: Plan) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    return {
+        "calibration": {
+            "data": Path(recipe.data).name,
+            "tokens": profile.tokens,
+            "window": profile.window,
+            "gradient_tokens": profile.gradient_tokens,
+        },
+        "prove": recipe.prove.model_dump(mode="json")
+        | {"texts": [Path(t).name for t in recipe.prove.texts], "tasks": [Path(t).name for t in recipe.prove.tasks]},
+        "dtype": recipe.dtype,
+        "seed": recipe.seed,
+        "machine": {
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hashes": {
+            "model": profile.model_digest,
+            "data": profile.data_digest,
+            "profile": plan.profile,
+            "plan": plan.digest(),
+        },
+    }

@@ -1,0 +1,226 @@
+"""`render`: report.json as one page that needs no network."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from sentei.progress import duration
+from sentei.report import picture
+from sentei.report.figures import Change, Figure, scaled, show
+
+_GROUPS = {"size": "Size", "perplexity": "Perplexity", "tasks": "Accuracy", "speed": "Speed", "memory": "Memory"}
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page."""
+    figures = [Figure.from_json(row) for row in report["figures"]]
+    style = (importlib.resources.files("sentei.report") / "page.css").read_text(encoding="utf-8")
+    title = escape(f"{report['model']}, pruned")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title} · sentei</title><style>{style}</style></head><body><main>"
+        f"{_header(report, figures)}{_removed(report)}{_figures(report, figures)}{_predictions(report)}{_how(report)}"
+        f"<footer>Made by sentei {escape(report['sentei'])}. Every figure of this page is in report.json.</footer>"
+        "</main></body></html>\n"
+    )
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The run in two or three sentences, for those who read nothing else."""
+    figures = {(row["group"], row["name"]): Figure.from_json(row) for row in report["figures"]}
+    dense, pruned = [*figures["size", "block params"].values, None][:2]
+    if not dense or pruned is None:
+        return ""
+    text = f"{report['model']} lost {100 * (1 - pruned / dense):.1f} % of its block params ({scaled(dense)} → {scaled(pruned)}). "
+    if texts := [f for f in figures.values() if f.group == "perplexity" and f.change]:
+        changes = "; ".join(f"{f.show(f.values[0])} → {f.show(f.values[1])} ({f.change}) on {f.name}" for f in texts)
+        text += f"Perplexity went from {changes}. "
+    if average := report["average_accuracy"]:
+        tasks = sum(f.group == "tasks" for f in figures.values())
+        before, after = (show(average[role], "accuracy") for role in ("dense", "pruned"))
+        text += f"Mean accuracy over {tasks} tasks: {before} → {after} ({_average_change(average)} points). "
+    speeds = [f"{f.name} {f.change}" for f in figures.values() if f.group == "speed" and f.change]
+    return text + (f"Speed on this machine: {', '.join(speeds)}." if speeds else "")
+
+
+def _average_change(average: Mapping[str, float]) -> Change:
+    return Change(average["pruned"] - average["dense"], None, "points")
+
+
+def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:
+    by_name = {(f.group, f.name): f for f in figures}
+    blocks = by_name["size", "block params"]
+    tiles = []
+    if blocks.change:
+        tiles.append(
+            (f"−{100 * (1 - blocks.change.value):.1f} %", f"block params, now {blocks.show(blocks.values[1])}")
+        )
+    for f in [f for f in figures if f.group == "perplexity" and f.change][:1]:
+        tiles.append((str(f.change), f"perplexity on {f.name}, now {f.show(f.values[1])}"))
+    if average := report["average_accuracy"]:
+        now = show(average["pruned"], "accuracy")
+        tiles.append((str(_average_change(average)), f"points of mean accuracy, now {now}"))
+    for name in ("prefill", "decode"):
+        speed = by_name.get(("speed", name))
+        if speed and speed.change:
+            tiles.append((str(speed.change), f"{name} speed, now {speed.show(speed.values[1])} tokens/s"))
+    cards = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
+    return (
+        f'<header><p class="eyebrow">pruning report</p><h1>{escape(report["model"])}: '
+        f"{escape(report['budget']['words'])}</h1>"
+        f'<p class="lead">{escape(summary(report))}</p><div class="tiles">{cards}</div></header>'
+    )
+
+
+def _removed(report: Mapping[str, Any]) -> str:
+    method = report["method"]
+    made = f"Method <b>{escape(method['name'])}</b>: {escape(method['line'])}" + (
+        f" ({escape(method['paper'])})." if method["paper"] else "."
+    )
+    parts = f"Score {method['score']}, allocation {method['allocation']}, compensation {method['compensation']}."
+    legend = "".join(
+        f'<span><i style="background:var(--{colour})"></i>{text}</span>'
+        for colour, text in (("attention", "attention"), ("ffn", "FFN"), ("gone", "removed"))
+    )
+    sensitive = any(row["ffn"]["sensitivity"] is not None for row in report["blocks"])
+    why = (
+        "Sensitivity is what hangs on a part to first order: Σ|weight · gradient| in the dense model, nats per token."
+        if sensitive
+        else "The profile has no gradients, so no sensitivity is shown."
+    )
+    head = ("block", "KV groups", "query heads", "FFN channels", "params kept", "in/out cosine", "why")
+    rows = [
+        [
+            str(row["block"]),
+            _of(row["attention"]["kv_groups"]),
+            _of(row["attention"]["query_heads"]),
+            _of(row["ffn"]["channels"]),
+            f"{row['params'][0] / row['params'][1]:.0%}" if row["params"][1] else "–",
+            f"{row['cosine']:.3f}",
+            row["reason"],
+        ]
+        for row in report["blocks"]
+    ]
+    return (
+        f'<section><h2>What was removed, and why</h2><p class="hint">{made} {escape(parts)} {why} '
+        "Point at a block to read more.</p>"
+        f'<div class="legend">{legend}</div>{picture.blocks(report["blocks"])}'
+        f"<details><summary>Every block in a table</summary>{_table(head, rows, notes=True)}</details></section>"
+    )
+
+
+def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
+    reach = 1.1 * max(
+        (
+            abs(end)
+            for f in figures
+            for c in f.changes
+            if c and c.kind == "points"
+            for end in (c.interval or (c.value,))
+        ),
+        default=1.0,
+    )
+    body = ""
+    for group, label in _GROUPS.items():
+        rows = [f for f in figures if f.group == group]
+        if not rows:
+            continue
+        body += f'<tr class="group"><td colspan="5">{label}</td></tr>' + "".join(_figure(f, reach) for f in rows)
+        if group == "tasks" and (average := report["average_accuracy"]):
+            cells = "".join(f"<td>{show(average[role], 'accuracy')}</td>" for role in ("dense", "pruned"))
+            cells += f"<td>{_average_change(average)}</td><td></td>"
+            body += f'<tr class="sum"><td>mean of {len(rows)} tasks</td>{cells}</tr>'
+    return (
+        '<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap), and differences are paired: both '
+        "models read the same windows and answered the same rows. An interval that crosses the dotted line is no "
+        "clear change. For speed, the interval holds the middle half of the rounds.</p>"
+        '<div class="scroll"><table><thead><tr><th></th><th>dense</th><th>pruned</th><th>difference</th><th></th></tr>'
+        f"</thead><tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _figure(figure: Figure, reach: float) -> str:
+    change, cells, small, plot = figure.change, "", "", ""
+    for value, between in zip(figure.values[:2], figure.intervals[:2], strict=True):
+        sure = f"<small>{figure.show(between[0])} – {figure.show(between[1])}</small>" if between else ""
+        cells += f"<td>{figure.show(value)}{sure}</td>"
+    if change and change.interval:
+        small = f"<small>{change.between}</small>"
+        plot = picture.interval(change.value, change.interval, reach) if change.kind == "points" else ""
+    samples = f"<small>{escape(figure.samples)}</small>" if figure.samples else ""
+    return (
+        f"<tr><td>{escape(figure.name)}{samples}</td>{cells}"
+        f'<td class="{_verdict(figure, change)}">{change or "–"}{small}</td><td class="plot">{plot}</td></tr>'
+    )
+
+
+def _verdict(figure: Figure, change: Change | None) -> str:
+    """Colours only what is clear: an interval that leaves out no change."""
+    if change is None:
+        return ""
+    neutral = 1.0 if change.kind == "ratio" else 0.0
+    low, high = change.interval or (change.value, change.value)
+    if low <= neutral <= high:
+        return ""
+    return "better" if (low > neutral) == (figure.better == "higher") else "worse"
+
+
+def _predictions(report: Mapping[str, Any]) -> str:
+    rows = []
+    for row in report["predictions"]:
+        predicted, measured = row["predicted"], row["measured"]
+        off = f"{measured / predicted - 1:+.1%}" if predicted else "–"
+        rows.append([row["name"], show(predicted, row["unit"]), show(measured, row["unit"]), off, row["note"]])
+    table = _table(("", "predicted", "measured", "off by", ""), rows, notes=True)
+    hint = "The plan knew this before the model was cut; here it is beside what was measured afterwards."
+    return f'<section><h2>Predicted and measured</h2><p class="hint">{hint}</p>{table}</section>'
+
+
+def _how(report: Mapping[str, Any]) -> str:
+    protocol, seconds = report["protocol"], report["seconds"]
+    calibration, prove, machine = protocol["calibration"], protocol["prove"], protocol["machine"]
+    some = f"the first {prove['windows']} windows" if prove["windows"] else "all windows"
+    rows = f"the first {prove['limit']} rows" if prove["limit"] else "all rows"
+    facts = {
+        "calibration": f"{calibration['data']}: {calibration['tokens']:,} tokens in windows of "
+        f"{calibration['window']:,}; gradients of {calibration['gradient_tokens']:,}",
+        "perplexity": f"{', '.join(prove['texts'])}: {some} of {prove['window']:,} tokens, loss over tokens 2 to "
+        f"{prove['window']:,} of each",
+        "tasks": f"{rows} of each, zero-shot, scored by lm-evaluation-harness",
+        "speed": "the models in turns in one process, medians" if prove["speed"] else "not measured",
+        "precision, seed": f"{protocol['dtype']}, seed {protocol['seed']}",
+        "machine": f"{machine['device']} ({machine['processor']}), {machine['threads']} threads, "
+        f"Python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}",
+        "time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
+    }
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
+    hashes = "".join(
+        f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>" for name, value in protocol["hashes"].items()
+    )
+    recipe = escape(json.dumps(report["recipe"], indent=2, ensure_ascii=False))
+    return (
+        f"<section><h2>How it was measured</h2><dl>{items}</dl>"
+        "<details><summary>Hashes and the resolved recipe</summary>"
+        f"<h3>sha256</h3><dl>{hashes}</dl><h3>recipe</h3><pre>{recipe}</pre></details></section>"
+    )
+
+
+def _of(pair: list[int]) -> str:
+    return f"{pair[0]:,} / {pair[1]:,}"
+
+
+def _table(head: Iterable[str], rows: Iterable[list[str]], *, notes: bool = False) -> str:
+    """`notes`: the last column is prose."""
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = ""
+    for row in rows:
+        cells = [f"<td>{escape(cell)}</td>" for cell in row]
+        if notes:
+            cells[-1] = f'<td class="note">{escape(row[-1])}</td>'
+        body += f"<tr>{''.join(cells)}</tr>"
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'

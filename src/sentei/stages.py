@@ -1,0 +1,135 @@
+"""The stages of the spine: measure, plan, cut, prove, report. Each reads the recipe and the files of earlier stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sentei.files import read_json, write_json, write_text
+from sentei.recipe import Recipe
+from sentei.run import Context, Stage, fingerprint
+
+
+def _measure(context: Context) -> dict[str, Any]:
+    from sentei.data.text import read_texts
+    from sentei.measure.collect import measure
+
+    recipe = context.recipe
+    settings = recipe.measure.model_dump()
+    profile = measure(context.dense(), read_texts(recipe.data), progress=context.progress, **settings)
+    profile.info["data"] = Path(recipe.data).name
+    profile.save(context.out / "profile")
+    return {"tokens": profile.tokens, "window": profile.window, "model_digest": profile.model_digest}
+
+
+def _check_data(recipe: Recipe) -> None:
+    from sentei.data.text import read_texts
+
+    read_texts(recipe.data)
+
+
+def _plan(context: Context) -> dict[str, Any]:
+    from sentei.measure.profile import Profile
+    from sentei.prune.planning import plan
+
+    profile = Profile.load(context.before["measure"] / "profile")
+    parts = context.recipe.prune.model_dump(exclude_none=True)
+    with context.progress.stage("plan"):
+        made = plan(profile, context.recipe.budget, seed=context.recipe.seed, **parts)
+    made.save(context.out / "plan.json")
+    return {"method": made.method, "budget": made.budget.describe(), "predicted": made.predicted}
+
+
+def _check_method(recipe: Recipe) -> None:
+    from sentei.prune.methods import method
+
+    method(recipe.prune.method)
+
+
+def _cut(context: Context) -> dict[str, Any]:
+    from sentei.data.text import read_texts
+    from sentei.models.save import save
+    from sentei.plan import Plan
+    from sentei.prune.cut import cut
+
+    recipe, dense = context.recipe, context.dense()
+    plan = Plan.load(context.before["plan"] / "plan.json")
+    model = cut(
+        dense,
+        plan,
+        read_texts(recipe.data),
+        tokens=recipe.measure.tokens,
+        window=recipe.measure.window,
+        progress=context.progress,
+    )
+    save(model, context.out / "model", tokenizer=dense.tokenizer, plan=plan)
+    return {"block_params": plan.shape().block_params(), "params": plan.shape().params()}
+
+
+def _prove(context: Context) -> dict[str, Any]:
+    from sentei.prove.evaluate import evaluate
+
+    recipe = context.recipe
+    settings = recipe.prove.model_dump(exclude={"speed"})
+    evidence = evaluate(
+        [context.dense(), context.before["cut"] / "model"],
+        with_speed=recipe.prove.speed,
+        dtype=recipe.dtype,
+        progress=context.progress,
+        **settings,
+    )
+    write_json(context.out / "evidence.json", evidence)
+    return {}
+
+
+def _check_evidence(recipe: Recipe) -> None:
+    from sentei.prove.evaluate import read_tasks, read_texts_named
+
+    for text in recipe.prove.texts:
+        read_texts_named(text)
+    read_tasks(recipe.prove.tasks)
+
+
+def _report(context: Context) -> dict[str, Any]:
+    from sentei.measure.profile import Profile
+    from sentei.plan import Plan
+    from sentei.report.build import build
+    from sentei.report.html import render
+
+    stages = context.before
+    report = build(
+        recipe=context.recipe,
+        profile=Profile.load(stages["measure"] / "profile"),
+        plan=Plan.load(stages["plan"] / "plan.json"),
+        evidence=read_json(stages["prove"] / "evidence.json"),
+        seconds={name: read_json(path / "stage.json")["seconds"] for name, path in stages.items()},
+    )
+    write_json(context.out / "report.json", report)
+    write_text(context.out / "report.html", render(report))
+    return {}
+
+
+MEASURE = Stage(
+    _measure,
+    reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
+    check=_check_data,
+)
+PLAN = Stage(
+    _plan,
+    reads=lambda r: [r.budget.model_dump(), r.prune.model_dump(), r.seed],
+    check=_check_method,
+    after=("measure",),
+)
+CUT = Stage(_cut, reads=lambda r: None, after=("measure", "plan"), publishes=("model",))
+PROVE = Stage(
+    _prove,
+    reads=lambda r: [r.prove.model_dump(), [fingerprint(source) for source in [*r.prove.texts, *r.prove.tasks]]],
+    check=_check_evidence,
+    after=("cut",),
+)
+REPORT = Stage(
+    _report,
+    reads=lambda r: None,
+    after=("measure", "plan", "cut", "prove"),
+    publishes=("report.html", "report.json"),
+)

@@ -1,0 +1,89 @@
+"""What families say about sizes, and walking a model block by block."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import VARIANTS, make_plan, random_blocks, tiny_model
+
+from sentei.errors import InputError
+from sentei.families import FAMILIES, family_of
+from sentei.families.surgery import prune
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(value.numel() for value in model.parameters())
+
+
+def test_shape_counts_every_parameter_of_a_dense_model(tiny):
+    shape = family_of(tiny.config).shape(tiny.config)
+    assert shape.params() == count(tiny)
+    assert shape.block_params() == count(tiny.model.layers)
+
+
+@pytest.mark.parametrize("compensation", ["none", "least-squares+bias"])
+def test_shape_counts_every_parameter_of_a_pruned_model(tiny, compensation):
+    family = family_of(tiny.config)
+    plan = make_plan(tiny, random_blocks(family.shape(tiny.config), seed=5), compensation)
+    pruned = prune(tiny, plan)
+    assert plan.shape().params() == count(pruned)
+    assert plan.shape().block_params() == count(pruned.model.layers)
+    assert family.shape(pruned.config) == plan.shape()
+
+
+def test_family_of_a_pruned_type_is_the_stock_family():
+    assert family_of("sentei_qwen3") is FAMILIES["qwen3"] is family_of(SimpleNamespace(model_type="qwen3"))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "sentei_gpt2", None])
+def test_unknown_architecture_says_what_is_known_and_how_to_add_one(model_type):
+    with pytest.raises(InputError, match=r"unknown architecture .*llama, mistral, qwen2, qwen3.*add-a-family") as caught:
+        family_of(SimpleNamespace(model_type=model_type))
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_that_do_not_divide_into_groups_are_refused():
+    config = tiny_model("mistral").config
+    config.num_key_value_heads = 4
+    with pytest.raises(InputError, match="layer 0: num_attention_heads 6 is no multiple of num_key_value_heads 4"):
+        family_of(config).shape(config)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("cut", [False, True])
+def test_walking_block_by_block_equals_the_model(tiny, ids, cut, attention):
+    family = family_of(tiny.config)
+    model = prune(tiny, make_plan(tiny, random_blocks(family.shape(tiny.config), seed=7))) if cut else tiny
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        hidden = family.embed(model, ids)
+        for i, block in enumerate(family.blocks(model)):
+            hidden = block(hidden, **family.block_inputs(model, hidden, i))
+        logits = family.head(model)(family.final_norm(model)(hidden))
+        torch.testing.assert_close(logits, model(ids).logits)
+
+
+def test_block_inputs_without_index_where_blocks_see_differently_far():
+    family, model = FAMILIES["qwen2"], tiny_model("qwen2-window")
+    hidden = torch.zeros(1, 6, 42)
+    with pytest.raises(ValueError, match="6 tokens exceed 5: pass `index`"):
+        family.block_inputs(model, hidden)
+    family.block_inputs(model, hidden[:, :5])  # nobody sees less than 5 tokens
+    family.block_inputs(model, hidden, 2)
+
+
+def test_removed_parts_are_none_and_have_no_weights():
+    model = tiny_model("llama")
+    family = family_of(model.config)
+    blocks = random_blocks(family.shape(model.config), seed=0, skip=1.0)
+    pruned = prune(model, make_plan(model, blocks))
+    first, second = family.blocks(pruned)[:2]
+    assert family.attention(first) is not None and family.ffn(first) is None
+    assert family.attention(second) is None and family.ffn(second) is None
+    assert not list(second.parameters())
+
+
+def test_every_registered_family_is_tested():
+    assert {name for name, _ in VARIANTS.values()} == set(FAMILIES)
