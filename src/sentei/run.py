@@ -196,6 +196,7 @@ class _Run:
         from sentei.models.load import load
 
         recipe = self.recipe
+        self.progress.say(f"  loading {Path(recipe.model).name}")
         return load(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
 
     def _dense(self) -> Loaded:

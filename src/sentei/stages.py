@@ -75,6 +75,7 @@ def _prove(context: Context) -> dict[str, Any]:
         [context.dense(), context.before["cut"] / "model"],
         with_speed=recipe.prove.speed,
         dtype=recipe.dtype,
+        trust_remote_code=recipe.trust_remote_code,
         progress=context.progress,
         **settings,
     )
@@ -85,8 +86,8 @@ def _prove(context: Context) -> dict[str, Any]:
 def _check_evidence(recipe: Recipe) -> None:
     from sentei.prove.evaluate import read_tasks, read_texts_named
 
-    for text in recipe.prove.texts:
-        read_texts_named(text)
+    for source in recipe.prove.texts:
+        read_texts_named(source)
     read_tasks(recipe.prove.tasks)
 
 

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import VARIANTS, make_plan, random_blocks, tiny_model
 
 from sentei.errors import InputError
 from sentei.families import FAMILIES, family_of
 from sentei.families.surgery import prune
+from tiny import VARIANTS, make_plan, random_blocks, tiny_model
 
 
 def count(model: torch.nn.Module) -> int:
@@ -39,7 +39,8 @@ def test_family_of_a_pruned_type_is_the_stock_family():
 
 @pytest.mark.parametrize("model_type", ["gpt2", "sentei_gpt2", None])
 def test_unknown_architecture_says_what_is_known_and_how_to_add_one(model_type):
-    with pytest.raises(InputError, match=r"unknown architecture .*llama, mistral, qwen2, qwen3.*add-a-family") as caught:
+    expected = r"unknown architecture .*llama, mistral, qwen2, qwen3.*add-a-family"
+    with pytest.raises(InputError, match=expected) as caught:
         family_of(SimpleNamespace(model_type=model_type))
     assert "\n" not in str(caught.value)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_plan, tiny_model, whole
 
 from sentei.families import family_of
 from sentei.families.stock import as_stock
 from sentei.families.surgery import prune
 from sentei.plan import BlockPlan
+from tiny import make_plan, tiny_model, whole
 
 FULL, TWO = list(range(40)), BlockPlan(kv_groups=[0, 2], query_heads=[[0, 1]] * 2, ffn=list(range(8, 40)))
 GONE = BlockPlan(kv_groups=[], query_heads=[], ffn=[])
@@ -29,7 +29,7 @@ def same(one, other, ids):
 
 
 def test_equal_ffn_widths(tiny, ids):
-    pruned = cut(tiny, [BlockPlan(kv_groups=b.kv_groups, query_heads=b.query_heads, ffn=FULL[5:]) for b in whole(shape_of(tiny))])
+    pruned = cut(tiny, [block.model_copy(update={"ffn": FULL[5:]}) for block in whole(shape_of(tiny))])
     stock = as_stock(pruned)
     if tiny.config.model_type == "qwen2":  # 6 heads of 8 are not the hidden size, 42
         assert stock is None

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from conftest import VARIANTS, make_plan, random_blocks, tiny_model, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentei.families import family_of
 from sentei.families.surgery import fill, head_rows, prune, skeleton
 from sentei.plan import BlockPlan
+from tiny import VARIANTS, make_plan, random_blocks, tiny_model, whole
 
 
 @torch.no_grad()
@@ -181,8 +181,6 @@ def test_fill_works_block_by_block(tiny, ids):
 
 
 def test_real_model(stories):
-    from conftest import make_plan
-
     ids = stories.tokenizer("Once upon a time, there was a little girl named Lily.", return_tensors="pt").input_ids
     plan = make_plan(stories.model, random_blocks(shape_of(stories.model), 0))
     torch.testing.assert_close(

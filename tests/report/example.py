@@ -64,14 +64,29 @@ def evaluated(name: str, scale: float) -> dict[str, Any]:
             task: {"acc": acc * scale, "acc_norm": None, "n": 80, "interval": [acc * scale - 0.1, acc * scale + 0.1]}
             for task, acc in accuracies.items()
         },
-        "speed": {"prefill_tokens_per_s": 1500 / scale, "decode_tokens_per_s": 31 / scale},
+        "speed": {
+            "prefill_tokens_per_s": 1500 / scale,
+            "prefill_spread": [1400 / scale, 1550 / scale],
+            "decode_tokens_per_s": 31 / scale,
+            "decode_spread": [30 / scale, 32 / scale],
+        },
         "memory": {"weights_bytes": int(269e6 * scale), "kv_cache_bytes": 23592960, "disk_bytes": int(272e6 * scale)},
     }
 
 
 def evidence() -> dict[str, Any]:
     dense, pruned = evaluated("tiny-dense", 1.0), evaluated("tiny-pruned", 0.8)
-    return {"schema_version": 1, "models": [dense, pruned], "comparisons": []}
+    comparison = {
+        "model": "tiny-pruned",
+        "reference": "tiny-dense",
+        "perplexity": {"demo": {"ratio": 1.25, "interval": [1.2, 1.3]}},
+        "tasks": {
+            task: {"difference": cell["acc"] * -0.2, "interval": [-0.2, -0.03 if task == "piqa" else 0.01]}
+            for task, cell in dense["tasks"].items()
+        },
+        "speed": {part: {"ratio": 1.25, "interval": [1.2, 1.31]} for part in ("prefill", "decode")},
+    }
+    return {"schema_version": 1, "models": [dense, pruned], "comparisons": [comparison]}
 
 
 def recipe() -> Recipe:

@@ -19,6 +19,7 @@ def main() -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
     }.items():
         os.environ.setdefault(name, value)
     args = [arg for arg in sys.argv[1:] if arg != "--debug"]  # understood before and after the verb

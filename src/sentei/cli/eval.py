@@ -22,7 +22,7 @@ def eval_command(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens per window of text.")] = 1024,
     windows: Annotated[int | None, typer.Option(min=1, help="At most this many windows of each text.")] = None,
-    speed: Annotated[bool, typer.Option("--speed", help="Time prefill and decoding, the models in turns.")] = False,
+    speed: Annotated[bool, typer.Option(help="Time prefill and decoding, the models in turns.")] = True,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
     format: FormatOption = Format.text,

@@ -6,6 +6,7 @@ import importlib.util
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,7 +94,10 @@ def _choices(context: str, choices: list[str], label: int) -> dict[str, Any]:
 
 
 def _piqa() -> list[dict[str, Any]]:
-    return [_choices(f"Question: {r['goal']}\nAnswer:", [r["sol1"], r["sol2"]], r["label"]) for r in _rows("piqa/plain_text")]
+    return [
+        _choices(f"Question: {r['goal']}\nAnswer:", [r["sol1"], r["sol2"]], r["label"])
+        for r in _rows("piqa/plain_text")
+    ]
 
 
 def _lettered(data: str, prompt: str, field: str) -> list[dict[str, Any]]:
@@ -154,5 +158,5 @@ DEMO_TASKS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "winogrande": _winogrande,
     "boolq": _boolq,
     "openbookqa": lambda: _lettered("openbookqa/main", "{}", "question_stem"),
-    **{f"basic_skills_{skill}": (lambda skill=skill: _skill(skill)) for skill in _SKILLS},
+    **{f"basic_skills_{skill}": partial(_skill, skill) for skill in _SKILLS},
 }

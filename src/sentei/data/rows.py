@@ -40,7 +40,7 @@ def decode(data: bytes, path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path}:{line} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; convert the file to UTF-8"
+            f"{path}:{line} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; convert it to UTF-8"
         ) from error
 
 
@@ -57,7 +57,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number} is not JSON: {error.msg} at column {error.colno}; mend that line") from error
+            raise InputError(
+                f"{path}:{number} is not JSON: {error.msg} at column {error.colno}; mend that line"
+            ) from error
         if not isinstance(row, dict):
             raise InputError(f'{path}:{number} is {type(row).__name__}, expected an object such as {{"text": "…"}}')
         yield number, row

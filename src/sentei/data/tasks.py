@@ -42,7 +42,9 @@ def read_task(path: str | Path) -> TaskSet:
     for number, row in read_jsonl(path):
         form = form or (_CONTEXTS if "contexts" in row else _CHOICES)
         if wrong := _wrong(row, form):
-            raise InputError(f"{path}:{number}: {wrong}; expected {', '.join(_CHOICES)} or {', '.join(_CONTEXTS)}, one form per file")
+            raise InputError(
+                f"{path}:{number}: {wrong}; expected {', '.join(_CHOICES)} or {', '.join(_CONTEXTS)}, one form per file"
+            )
         rows.append({key: row[key] for key in form})
     if not rows:
         raise InputError(f"{path} is empty: there is no row in it; give a file with some")

@@ -72,14 +72,18 @@ def _read_hf(source: str, field: str | None) -> list[str]:
 
     name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
     if not name or any(rest):
-        raise InputError(f"{source} is not understood; expected hf:name[:config[:split]], such as hf:wikitext:wikitext-2-raw-v1:test")
+        raise InputError(
+            f"{source} is not understood; expected hf:name[:config[:split]], such as hf:wikitext:wikitext-2-raw-v1:test"
+        )
     try:
         if Path(name, "state.json").exists():  # written by Dataset.save_to_disk
             data = datasets.load_from_disk(name)
         else:
             data = datasets.load_dataset(name, config or None, split=split or "train")
     except Exception as error:  # datasets raises errors of many libraries; all mean that it cannot be read
-        raise InputError(f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise InputError(
+            f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
     return _column(((f"{source}: row {number}", row) for number, row in enumerate(data)), field)
 
 
@@ -90,11 +94,19 @@ def _column(rows: Iterable[tuple[str, dict[str, Any]]], field: str | None) -> li
         if field is None:
             strings = [key for key, value in row.items() if isinstance(value, str)]
             if "text" not in row and len(strings) != 1:
-                raise InputError(f'{place} has no field "text" (found: {", ".join(row) or "none"}); name the field that holds the text')
+                raise InputError(
+                    f'{place} has no field "text" (found: {", ".join(row) or "none"}); name the field with the text'
+                )
             field = "text" if "text" in row else strings[0]
         if not isinstance(text := row.get(field), str):
-            got = f"{field!r} is {type(text).__name__}, expected a string" if field in row else f"there is no field {field!r}"
-            raise InputError(f"{place}: {got}{nearest(field, row) if field not in row else ''}; found: {', '.join(row) or 'none'}")
+            got = (
+                f"{field!r} is {type(text).__name__}, expected a string"
+                if field in row
+                else f"there is no field {field!r}"
+            )
+            raise InputError(
+                f"{place}: {got}{nearest(field, row) if field not in row else ''}; found: {', '.join(row) or 'none'}"
+            )
         texts.append(text)
     return texts
 
@@ -112,10 +124,12 @@ def token_windows(
     """Non-overlapping windows of the joined texts, without special tokens. Only as much is tokenised as is needed.
 
     Args:
-        texts: joined with `join`; the rest that fills no window is dropped.
+        texts: the rest of them that fills no window is dropped.
+        tokenizer: of transformers.
         window: tokens in a window.
         windows: take at most so many.
         tokens: take at most so many tokens, rounded down to whole windows, but at least one window.
+        join: stands between two texts.
         tail: take the limited windows from the end of the text, not from its start.
 
     Returns:
@@ -135,7 +149,9 @@ def token_windows(
     ids = _tokenise(texts, tokenizer, join, None if wanted is None or tail else wanted * window)
     count = len(ids) // window
     if count == 0:
-        raise InputError(f"the text has {len(ids)} tokens, one window needs {window}; give more text or a smaller window")
+        raise InputError(
+            f"the text has {len(ids)} tokens, one window needs {window}; give more text or a smaller window"
+        )
     count = count if wanted is None else min(count, wanted)
     start = len(ids) - count * window if tail else 0
     return torch.tensor(ids[start : start + count * window], dtype=torch.long).view(count, window)
@@ -160,7 +176,9 @@ def _tokenise(texts: Sequence[str], tokenizer: Any, join: str, wanted: int | Non
         text = join.join(texts[:used])
         # One huge text (a .txt file) is cut too, or a small limit would tokenise all of it.
         cut = wanted is not None and len(text) > 2 * characters
-        ids: list[int] = tokenizer(text[:characters] if cut else text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = tokenizer(text[:characters] if cut else text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         if wanted is None or len(ids) >= wanted + spare or (used == size and not cut):
             return ids
         characters *= 2

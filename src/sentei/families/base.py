@@ -68,9 +68,11 @@ class Family:
         )
 
     def _block_shape(self, config: Any, index: int) -> BlockShape:
-        heads, groups, skip = config.num_attention_heads, config.num_key_value_heads, getattr(config, "skip", None) or ()
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
         if heads % groups:
-            raise InputError(f"layer {index}: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+            where = f"layer {index}: num_attention_heads {heads}"
+            raise InputError(f"{where} is no multiple of num_key_value_heads {groups}; mend config.json")
+        skip = getattr(config, "skip", None) or ()
         attention, ffn = "attention" not in skip, "mlp" not in skip
         return BlockShape(
             kv_groups=groups if attention else 0,
@@ -127,10 +129,10 @@ class Family:
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
         config = cast(Any, model).config
-        window = getattr(config, "sliding_window", None)
+        window: Any = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
         if index is None and len(set(kinds)) > 1 and hidden.shape[1] > window:
-            raise ValueError(f"blocks differ in how far they see and {hidden.shape[1]} tokens exceed {window}: pass `index`")
+            raise ValueError(f"blocks see differently far and {hidden.shape[1]} tokens exceed {window}: pass `index`")
         sliding = kinds[(index or 0) % len(kinds)] == "sliding_attention"
         make_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]

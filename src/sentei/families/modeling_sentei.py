@@ -1,4 +1,4 @@
-"""Llama-like models whose blocks differ in size. Made by sentei; needs only torch and transformers. Apache-2.0.
+"""Llama-like models whose blocks differ in size. Made by sentei, Apache-2.0. Needs torch and transformers >= 4.51.
 
 A block is transformers' own decoder layer, built from `config.per_layer_config[i]` (`num_attention_heads`,
 `num_key_value_heads`, `intermediate_size`, `skip`: ["attention", "mlp"], and ours: `o_proj_bias`, `down_proj_bias`).
@@ -6,6 +6,7 @@ Everything else, `forward` included, is inherited, so that serving engines recog
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
 
 
-def layer_config(config, index):
+def layer_config(config: Any, index: int) -> Any:
     """The config of one block: native from transformers 5.15 on, made here for older ones."""
     layers = getattr(config, "per_layer_config", None)
     if layers is not None and not isinstance(layers, dict):
@@ -44,22 +45,22 @@ def layer_config(config, index):
 
 
 class Removed(nn.Module):
-    """Stands where an attention or FFN part was: adds nothing to the residual stream, has no weights, caches nothing."""
+    """Stands where an attention or FFN part was: has no weights, caches nothing, adds nothing to the residual."""
 
-    def __init__(self, pair):
+    def __init__(self, pair: bool) -> None:
         super().__init__()
         self.pair = pair
 
-    def forward(self, hidden_states, **kwargs):
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
         nothing = torch.zeros_like(hidden_states)
         return (nothing, None) if self.pair else nothing
 
 
-def _with_bias(linear):
+def _with_bias(linear: nn.Linear) -> nn.Linear:
     return nn.Linear(linear.in_features, linear.out_features, bias=True)
 
 
-def build_block(layer_class, config, index):
+def build_block(layer_class: Any, config: Any, index: int) -> nn.Module:
     """Block `index`: a stock decoder layer of its own size, without the parts that it skips."""
     own = layer_config(config, index)
     skip = getattr(own, "skip", None) or ()
@@ -83,7 +84,10 @@ def build_block(layer_class, config, index):
 class _ModelMixin:
     """Builds the stock model with blocks of different sizes."""
 
-    def __init__(self, config):
+    _parts: tuple[Any, Any, Any]
+    post_init: Any
+
+    def __init__(self, config: Any) -> None:
         PreTrainedModel.__init__(self, config)
         layer_class, norm_class, rotary_class = self._parts
         self.padding_idx = config.pad_token_id
@@ -100,7 +104,10 @@ class _ModelMixin:
 class _CausalMixin:
     """Adds the language-model head."""
 
-    def __init__(self, config):
+    _body: Any
+    post_init: Any
+
+    def __init__(self, config: Any) -> None:
         PreTrainedModel.__init__(self, config)
         self.model = self._body(config)
         self.vocab_size = config.vocab_size

@@ -33,7 +33,8 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     if len(sizes) != 1:
         return None
     groups, per_group, ffn, adds_bias = sizes.pop()
-    target = next((f for f in map(FAMILIES.__getitem__, family.uniform_as) if _holds(f, shape, groups * per_group)), None)
+    candidates = (FAMILIES[name] for name in family.uniform_as)
+    target = next((f for f in candidates if _holds(f, shape, groups * per_group)), None)
     if target is None or adds_bias or not groups or not ffn:
         return None
     drop = OURS if target is family else (*OURS, *_LLAMA_ONLY)

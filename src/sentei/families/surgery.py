@@ -93,9 +93,10 @@ def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
 @torch.no_grad()
 def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: BlockPlan, dense: ModelShape) -> None:
     """Copies the kept rows and columns of `dense_block` into `pruned_block`; biases that are new there become zero."""
-    new, old = family.attention(pruned_block), family.attention(dense_block)
+    new: Any = family.attention(pruned_block)
+    old: Any = family.attention(dense_block)
     if plan.kv_groups and new is not None and old is not None:
-        query, key = head_rows(plan, old.num_key_value_groups, dense.head_dim, pruned_block)  # type: ignore[arg-type]
+        query, key = head_rows(plan, old.num_key_value_groups, dense.head_dim, old.o_proj.weight.device)
         _copy_linear(new.q_proj, old.q_proj, rows=query)
         _copy_linear(new.k_proj, old.k_proj, rows=key)
         _copy_linear(new.v_proj, old.v_proj, rows=key)
@@ -134,10 +135,8 @@ def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any 
         plan: what the block keeps.
         heads_per_group: query heads of each KV group before the cut.
         head_dim: rows of one head.
-        device: where the indices shall be; a module stands for its own device.
+        device: where the indices shall be.
     """
-    if isinstance(device, nn.Module):
-        device = next(device.parameters()).device
     pairs = zip(plan.kv_groups, plan.query_heads, strict=True)
     heads = torch.tensor([g * heads_per_group + h for g, kept in pairs for h in kept], device=device)
     groups = torch.tensor(plan.kv_groups, device=device)

@@ -23,7 +23,8 @@ def model_card(model: PreTrainedModel, plan: Plan | None, *, bundled: bool, lega
     base = getattr(model.config, "sentei_source", None)
     shape = family_of(model.config).shape(model.config)
     hub_id = [f"base_model: {base}"] if base and base.count("/") == 1 else []
-    front = ["---", *hub_id, "library_name: transformers", "pipeline_tag: text-generation", "tags: [pruned, sentei]", "---"]
+    facts = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [pruned, sentei]"]
+    front = ["---", *hub_id, *facts, "---"]
     terms = f"The licence of the base model holds for these weights{': see ' + ', '.join(legal) if legal else ''}."
     parts = [
         "\n".join(front),
@@ -38,8 +39,8 @@ def model_card(model: PreTrainedModel, plan: Plan | None, *, bundled: bool, lega
 
 
 _LIMITS = (
-    "Pruning removes knowledge and skill unevenly: what the calibration text did not exercise suffers most. Measure the "
-    "model on your own task before use. It inherits the biases and limits of the base model."
+    "Pruning removes knowledge and skill unevenly: what the calibration text did not exercise suffers most. "
+    "Measure the model on your own task before use. It inherits the biases and limits of the base model."
 )
 
 
@@ -48,10 +49,10 @@ def _summary(shape: ModelShape, plan: Plan | None) -> str:
     if plan is not None:
         removed = 1 - plan.shape().block_params() / plan.dense.block_params()
         lines += [
-            f"Pruned by [sentei](https://pypi.org/project/sentei/): {removed:.1%} of {plan.dense.block_params():,} block "
-            f"params removed ({plan.budget.describe()}).",
-            f"Method `{plan.method}`: score {plan.score}, allocation {plan.allocation}, compensation {plan.compensation}. "
-            "`plan.json` says what was kept and why.",
+            f"Pruned by sentei: {removed:.1%} of {plan.dense.block_params():,} block params removed "
+            f"({plan.budget.describe()}).",
+            f"Method `{plan.method}`: score {plan.score}, allocation {plan.allocation}, "
+            f"compensation {plan.compensation}. `plan.json` says what was kept and why.",
         ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sentei.errors import InputError
 from sentei.files import atomic_dir, hash_file
+from sentei.models.source import one_line
 
 _FORMAT = "1"  # of the cache; raise it when the conversion changes
 
@@ -61,8 +62,8 @@ def _convert(file: Path, directory: Path, notice: str | None) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file.name)
         quantised = AutoModelForCausalLM.from_pretrained(where, gguf_file=file.name, dtype=torch.float32)
-    except (ValueError, IndexError, KeyError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"{file} cannot be converted: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise InputError(f"{file} cannot be converted: {one_line(error)}") from error
     config = copy.deepcopy(quantised.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # transformers refuses to save a model that has one

@@ -1,4 +1,4 @@
-"""`load`: a model with its tokenizer, from a name, directory, GGUF file or Hugging Face id. Nothing is ever unpickled."""
+"""`load`: a model with its tokenizer, from a name, directory, GGUF file or Hugging Face id; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from sentei.errors import InputError, nearest
 from sentei.families import FAMILIES, family_of
 from sentei.files import read_json
-from sentei.models.source import find
+from sentei.models.source import find, one_line
 from sentei.models.weights import digest, read_weights, weight_files
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["DTYPES", "Loaded", "as_loaded", "digest", "load"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+# What transformers raises for a config whose values do not fit together.
+_CONFIG_ERRORS = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -67,7 +70,7 @@ def load(
     if not isinstance(values, dict):
         raise InputError(f"{found.directory} has no config.json; a model directory has one, with weights beside it")
     if "quantization_config" in values:
-        raise InputError(f"{found.directory} holds quantised weights, which cannot be pruned; use the unquantised model")
+        raise InputError(f"{found.directory} holds quantised weights, which cannot be pruned; use the original model")
     files = weight_files(found.directory)
     model_type = str(values.get("model_type", ""))
     if trust_remote_code and model_type.removeprefix("sentei_") not in FAMILIES:
@@ -102,16 +105,17 @@ def _load_known(directory: Path, model_type: str, files: list[Path], dtype: str,
         config = getattr(module, f"{prefix}Config").from_pretrained(directory)
         kind = DTYPES[dtype] if dtype != "auto" else _stored_dtype(config)
         family.shape(config)
+        config._name_or_path = str(directory)
         model = on_meta(getattr(module, f"{prefix}ForCausalLM"), config, kind)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"{directory / 'config.json'} does not describe a {model_type} model: {_line(error)}") from error
+    except _CONFIG_ERRORS as error:
+        raise InputError(f"{directory}/config.json does not make a {model_type} model: {one_line(error)}") from error
     weights = read_weights(files, model, tied=config.tie_word_embeddings, dtype=kind, device=device)
     model.load_state_dict(weights, assign=True)
     if (directory / "generation_config.json").exists():
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(directory)
         except (ValueError, TypeError, OSError) as error:
-            raise InputError(f"{directory / 'generation_config.json'} cannot be used: {_line(error)}") from error
+            raise InputError(f"{directory / 'generation_config.json'} cannot be used: {one_line(error)}") from error
     return ready(model, device)
 
 
@@ -129,8 +133,8 @@ def _load_remote(directory: Path, dtype: str, device: str) -> PreTrainedModel:
             directory, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=True
         )
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"{directory} cannot be loaded: {_line(error)}") from error
-    return model.to(device).eval()  # type: ignore[arg-type]
+        raise InputError(f"{directory} cannot be loaded: {one_line(error)}") from error
+    return model.to(device).eval()
 
 
 def _load_tokenizer(directory: Path, config: Any, trust_remote_code: bool) -> Any:
@@ -140,10 +144,5 @@ def _load_tokenizer(directory: Path, config: Any, trust_remote_code: bool) -> An
         return None
     try:
         return AutoTokenizer.from_pretrained(directory, config=config, trust_remote_code=trust_remote_code)
-    except (ValueError, TypeError, KeyError, OSError, ImportError) as error:
-        raise InputError(f"{directory} has a tokenizer that cannot be loaded: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise InputError(f"{directory} has a tokenizer that cannot be loaded: {one_line(error)}") from error

@@ -33,8 +33,8 @@ def save(
 ) -> Path:
     """Writes weights, config, tokenizer, model card and plan; all of it or nothing.
 
-    A model of equal blocks becomes the stock class. Any other becomes a Sentei class with `per_layer_config`, whose code
-    is put beside it (`trust_remote_code=True`).
+    A model of equal blocks becomes the stock class. Any other becomes a Sentei class with `per_layer_config`, whose
+    code is put beside it (`trust_remote_code=True`).
 
     Args:
         model: dense or pruned.

@@ -39,6 +39,7 @@ BUILT_IN = {
         notice="SmolLM2-135M-Instruct by Hugging Face TB, Apache-2.0. Weights: Q4_1 (GGUF), dequantised.",
     )
 }
+_FORMS = f"a model directory, a .gguf file, a Hugging Face id, or {' or '.join(sorted(BUILT_IN))}"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*"]
 
@@ -70,14 +71,15 @@ def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
             raise InputError(f"{path} does not exist")
         return Source(converted(path), path.stem, path.name)
     if path.is_file():
-        raise InputError(f"{path} is a file; give a model directory, a .gguf file, a Hugging Face id, or {_names()}")
+        raise InputError(f"{path} is a file; give {_FORMS}")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(text) or text.startswith("."):
-        raise InputError(f"{path} does not exist; give a model directory, a .gguf file, a Hugging Face id, or {_names()}")
+        raise InputError(f"{path} does not exist; give {_FORMS}")
     return Source(_from_hub(text, trust_remote_code), text, text)
 
 
-def _names() -> str:
-    return " or ".join(sorted(BUILT_IN))
+def one_line(error: BaseException) -> str:
+    """An error of another library, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _built_in(name: str) -> Source:
@@ -99,9 +101,8 @@ def _from_hub(repo: str, trust_remote_code: bool) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
     except (OSError, ValueError, HFValidationError) as error:  # the hub's own errors are OSErrors
-        why = str(error).strip().splitlines()[0]
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
         raise InputError(
             f"{repo!r} is no local path and no built-in model{nearest(repo, BUILT_IN)}, "
-            f"and Hugging Face did not give it{offline}: {why}"
+            f"and Hugging Face did not give it{offline}: {one_line(error)}"
         ) from error

@@ -28,20 +28,22 @@ def weight_files(directory: Path) -> list[Path]:
         files = [directory / Path(name).name for name in sorted(set(names))]
         missing = [file.name for file in files if not file.exists()]
         if missing or not files:
-            raise InputError(f"{index} lists {len(files)} files, of which {missing or 'none'} are missing; fetch them again")
+            raise InputError(f"{index} lists {len(files)} files, missing are {missing or 'none'}; fetch them again")
         return files
     if (directory / "model.safetensors").exists():
         return [directory / "model.safetensors"]
     pickled = sorted(file.name for pattern in _PICKLED for file in directory.glob(pattern))
     if pickled:
         raise InputError(
-            f"{directory} has only pickled weights ({', '.join(pickled[:3])}), which can run code when read and are refused; "
-            "convert them to model.safetensors (model.save_pretrained in a sandbox, or the Hub's convert space)"
+            f"{directory} has only pickled weights ({', '.join(pickled[:3])}), which can run code when read and are "
+            "refused; convert them to model.safetensors (save_pretrained in a sandbox, or the Hub's convert space)"
         )
     raise InputError(f"{directory} has no weights: expected model.safetensors or model.safetensors.index.json")
 
 
-def read_weights(files: list[Path], model: nn.Module, *, tied: bool, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+def read_weights(
+    files: list[Path], model: nn.Module, *, tied: bool, dtype: torch.dtype, device: str
+) -> dict[str, Tensor]:
     """Reads the tensors that `model` (on meta) needs, in `dtype` on `device`.
 
     Args:
@@ -60,7 +62,7 @@ def read_weights(files: list[Path], model: nn.Module, *, tied: bool, dtype: torc
     for file in files:
         try:
             with safe_open(file, framework="pt") as handle:
-                for stored in handle.keys():
+                for stored in handle.keys():  # noqa: SIM118 (no mapping)
                     name = stored if stored in expected else f"model.{stored}"  # a checkpoint of the bare decoder
                     if not stored.endswith("rotary_emb.inv_freq"):  # old checkpoints hold this buffer; it is computed
                         tensor = handle.get_tensor(stored)
@@ -101,7 +103,8 @@ def _check_finite(tensor: Tensor, where: str) -> None:
         return
     bad = int((~torch.isfinite(tensor)).sum())
     if bad:
-        raise InputError(f"{where} has {bad} NaN or Inf of {tensor.numel()} values (as {tensor.dtype}); the weights are broken")
+        values = f"{bad} NaN or Inf of {tensor.numel()} values (as {tensor.dtype})"
+        raise InputError(f"{where} has {values}; the weights are broken")
 
 
 def digest(model: nn.Module) -> str:

@@ -13,10 +13,14 @@ from torch import Tensor
 _CHUNK = 1 << 24
 
 
-def final_hidden(model: Any, ids: Tensor, cache: Any = None, *, use_cache: bool = False, **inputs: Tensor) -> tuple[Tensor, Any]:
+def final_hidden(
+    model: Any, ids: Tensor, cache: Any = None, *, use_cache: bool = False, **inputs: Any
+) -> tuple[Tensor, Any]:
     """Last hidden states [B, T, D] (normalised, as the head gets them) of token ids [B, T], and the KV cache.
 
     Args:
+        model: a transformers causal language model.
+        ids: token ids.
         cache: the KV cache of the tokens before `ids`; it is extended in place.
         use_cache: make or extend a KV cache.
         inputs: `attention_mask`, `position_ids`, where they are not the usual ones.

@@ -43,16 +43,15 @@ def run_harness(
     with _quiet():
         members = _load(tasks, shots)
         lm = InMemoryLM(model, tokenizer, progress)
-        with evaluating(model):
-            found = evaluate(
-                lm,
-                {"tasks": {name: task for group in members.values() for name, task in group.items()}},
-                limit=limit,
-                bootstrap_iters=0,
-            )
+        found = evaluate(
+            lm,
+            {"tasks": {name: task for group in members.values() for name, task in group.items()}},
+            limit=limit,
+            bootstrap_iters=0,
+        )
     if lm.truncated:
         warnings.warn(
-            f"{lm.truncated} requests were longer than the model's context of {lm.max_length} tokens; their beginning was cut off",
+            f"{lm.truncated} requests exceeded the model's context of {lm.max_length} tokens; their beginning was cut",
             stacklevel=3,
         )
     # A group's rows are pooled, which weighs its tasks by size, as the harness does.
@@ -63,7 +62,9 @@ def _pool(name: str, tasks: list[list[dict[str, Any]]]) -> Rows:
     rows = [row for task in tasks for row in task if row["filter"] == task[0]["filter"]]
     metric = "acc" if "acc" in rows[0] else rows[0]["metrics"][0]
     if not all(isinstance(row.get(metric), (int, float)) for row in rows):
-        raise InputError(f"task {name!r} has no accuracy per row (its metrics: {', '.join(rows[0]['metrics'])}); choose another task")
+        raise InputError(
+            f"task {name!r} has no accuracy per row (its metrics: {', '.join(rows[0]['metrics'])}); choose another task"
+        )
     norm = [float(row["acc_norm"]) for row in rows] if all("acc_norm" in row for row in rows) else None
     return [float(row[metric]) for row in rows], norm, metric
 
@@ -80,7 +81,9 @@ def _load(tasks: Sequence[TaskSet | str], shots: int | None) -> dict[str, dict[s
 
         manager = manager or TaskManager()
         if task not in manager.all_tasks:
-            raise InputError(f"unknown task {task!r}{nearest(task, manager.all_tasks)}; give a .jsonl file or a task of lm-evaluation-harness")
+            raise InputError(
+                f"unknown task {task!r}{nearest(task, manager.all_tasks)}; give a .jsonl file or a name of the harness"
+            )
         try:
             members[task] = manager.load([task])["tasks"]
         except Exception as error:  # datasets raises errors of many libraries; all mean that the data is not to be had
@@ -144,7 +147,7 @@ class _Row:
         return len(self.context) + sum(len(target) - 1 for _, target in self.targets)
 
 
-class InMemoryLM(HFLM):  # type: ignore[misc]
+class InMemoryLM(HFLM):
     """The harness's Hugging Face model with faster log-likelihoods; tokenisation and generation are the harness's."""
 
     def __init__(self, model: Any, tokenizer: Any, progress: Any = None) -> None:
@@ -161,12 +164,16 @@ class InMemoryLM(HFLM):  # type: ignore[misc]
         return scores
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, override_bs: int | None = None
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = True,
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         answers: dict[int, tuple[float, bool]] = {}
-        for batch in _batches(self._rows(requests)):
-            answers.update(self._score(batch))
-            self._advance(sum(len(row.targets) for row in batch))
+        with evaluating(self.model):
+            for batch in _batches(self._rows(requests)):
+                answers.update(self._score(batch))
+                self._advance(sum(len(row.targets) for row in batch))
         return [answers[number] for number in range(len(requests))]
 
     def _rows(self, requests: list[tuple[Any, list[int], list[int]]]) -> list[_Row]:
@@ -175,13 +182,15 @@ class InMemoryLM(HFLM):  # type: ignore[misc]
         for number, (_, context, target) in enumerate(requests):
             room = self.max_length + 1 - len(target)
             if not target or room < 1:
-                raise InputError(f"a continuation has {len(target)} tokens, expected 1 to {self.max_length} (the model's context)")
+                raise InputError(
+                    f"a continuation has {len(target)} tokens, expected 1 to {self.max_length} (the model's context)"
+                )
             self.truncated += len(context) > room
             contexts.setdefault(tuple(context[-room:]), []).append((number, target))
         rows = []
-        for context, targets in contexts.items():
-            row = _Row(context, targets)
-            rows += [row] if self._can_branch(row) else [_Row(context, [target]) for target in targets]
+        for begin, targets in contexts.items():
+            row = _Row(begin, targets)
+            rows += [row] if self._can_branch(row) else [_Row(begin, [target]) for target in targets]
         return rows
 
     def _can_branch(self, row: _Row) -> bool:
@@ -207,7 +216,7 @@ class InMemoryLM(HFLM):  # type: ignore[misc]
                 branch += [number] * (len(target) - 1)
             for tensor, values in ((ids, tokens), (places, place), (branches, branch)):
                 tensor[index, : len(values)] = torch.tensor(values)
-        inputs = {}
+        inputs: dict[str, Any] = {}
         if int(branches.max()) > 1:  # a single branch is what every causal model sees anyway
             inputs = {"position_ids": places.to(self.device), "attention_mask": self._mask(branches, shared)}
         hidden, _ = final_hidden(self.model, ids.to(self.device), cache, **inputs)
@@ -228,7 +237,7 @@ class InMemoryLM(HFLM):  # type: ignore[misc]
         return mask.to(self.device)
 
     def _shared(self, batch: list[_Row]) -> tuple[int, Any]:
-        """How many tokens all contexts begin with (few-shot examples), and their KV cache, one row per row of the batch.
+        """How many tokens all contexts begin with (few-shot examples), and their KV cache for each row of the batch.
 
         The last token of a context is never among them, as it predicts. (0, None) where it is not worth a pass.
         """
@@ -237,7 +246,9 @@ class InMemoryLM(HFLM):  # type: ignore[misc]
         shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
         if shared * (len(batch) - 1) < _WORTH_SHARING:
             return 0, None
-        _, cache = final_hidden(self.model, torch.tensor([batch[0].context[:shared]], device=self.device), use_cache=True)
+        _, cache = final_hidden(
+            self.model, torch.tensor([batch[0].context[:shared]], device=self.device), use_cache=True
+        )
         cache.reorder_cache(torch.zeros(len(batch), dtype=torch.long, device=self.device))
         return shared, cache
 

@@ -16,6 +16,7 @@ def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | 
     """Bytes that a model takes.
 
     Args:
+        model: a transformers causal language model.
         batch: sequences in the KV cache.
         context: tokens in each of them.
         directory: where the model is saved.

@@ -71,7 +71,8 @@ def perplexity(
         model: a transformers causal language model.
         windows: token ids, int64 [n, w].
         batch: windows in one forward pass; by default as many as hold 4,096 tokens.
-        progress: shows a stage called `name`, counted in windows.
+        progress: shows a stage, counted in windows.
+        name: of that stage.
 
     Raises:
         InputError: windows shorter than two tokens or longer than the model's context, or ids outside its vocabulary.
@@ -80,9 +81,13 @@ def perplexity(
     vocabulary = model.get_output_embeddings().weight.shape[0]
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or window
     if count == 0 or not 2 <= window <= longest:
-        raise InputError(f"{count} windows of {window} tokens; expected at least one, of 2 to {longest} tokens (the model's context)")
+        raise InputError(
+            f"{count} windows of {window} tokens; expected at least one, of 2 to {longest} tokens (the model's context)"
+        )
     if int(windows.max()) >= vocabulary:
-        raise InputError(f"token {int(windows.max())} is outside the model's vocabulary of {vocabulary}; use the model's own tokenizer")
+        raise InputError(
+            f"token {int(windows.max())} is outside the model's vocabulary of {vocabulary}; use its own tokenizer"
+        )
     batch = batch or max(1, 4096 // window)
     nll: list[float] = []
     with evaluating(model), stage(progress, name, count, "windows") as advance:

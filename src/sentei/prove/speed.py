@@ -15,7 +15,13 @@ from sentei.prove.forward import evaluating, final_hidden, logits, stage
 
 
 def speed(
-    models: Mapping[str, Any], *, prompt: int = 512, new: int = 32, batch: int = 1, rounds: int = 5, progress: Any = None
+    models: Mapping[str, Any],
+    *,
+    prompt: int = 512,
+    new: int = 32,
+    batch: int = 1,
+    rounds: int = 5,
+    progress: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Prefill and decode speed of several models, interleaved (A, B, A, B, …) after one round that is not counted.
 
@@ -27,6 +33,7 @@ def speed(
         new: tokens decoded after it.
         batch: sequences at a time.
         rounds: counted rounds.
+        progress: shows a stage, counted in runs.
 
     Returns:
         Per name: `prefill_tokens_per_s` and `decode_tokens_per_s` (medians; `…_spread` holds the quartiles),
@@ -44,7 +51,9 @@ def speed(
             for name, model in models.items():
                 taken[name].append(_run(model, ids, new))
                 advance(1)
-    rates = {name: batch * np.array([prompt, new]) / np.array(times[1:]) for name, times in taken.items()}  # [rounds, 2]
+    rates = {
+        name: batch * np.array([prompt, new]) / np.array(times[1:]) for name, times in taken.items()
+    }  # [rounds, 2]
     first = next(iter(rates.values()))
     found: dict[str, dict[str, Any]] = {}
     for name, rate in rates.items():

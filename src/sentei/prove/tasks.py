@@ -74,5 +74,6 @@ def score_tasks(
     from sentei.prove.harness import run_harness
 
     return {
-        name: TaskResult.of(*rows) for name, rows in run_harness(model, tokenizer, tasks, limit=limit, shots=shots, progress=progress).items()
+        name: TaskResult.of(*rows)
+        for name, rows in run_harness(model, tokenizer, tasks, limit=limit, shots=shots, progress=progress).items()
     }

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 Group = Literal["size", "perplexity", "tasks", "speed", "memory"]
 Kind = Literal["ratio", "points"]
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Figure:
     group: Group
     name: str
     unit: str
-    better: Literal["higher", "lower"]
+    better: Better
     values: list[float | None]
     intervals: list[tuple[float, float] | None]
     samples: str
@@ -91,7 +92,7 @@ def show(value: float | None, unit: str) -> str:
 
 _SHOW: dict[str, Callable[[float], str]] = {
     "parameters": scaled,
-    "ratio": lambda v: f"×{v:.3g}",
+    "ratio": lambda v: f"×{v:.2f}" if v < 10 else f"×{v:,.1f}",
     "nats": lambda v: f"{v:.4f} nats",
     "perplexity": lambda v: f"{v:,.2f}",
     "accuracy": lambda v: f"{100 * v:.1f} %",
@@ -100,93 +101,71 @@ _SHOW: dict[str, Callable[[float], str]] = {
 }
 
 _SIZES = {"block_params": "block params", "params": "all params"}
-_SPEEDS = {"prefill_tokens_per_s": "prefill", "decode_tokens_per_s": "decode"}
 _MEMORY = {
     "weights_bytes": "weights",
     "kv_cache_bytes": "KV cache",
     "peak_rss_bytes": "peak of the process",
+    "peak_device_bytes": "peak of the device",
     "disk_bytes": "on disk",
 }
 
 
 def collect(evidence: Mapping[str, Any]) -> list[Figure]:
     """All figures of what `evaluate` returned, for one model or several."""
-    models = evidence.get("models", [evidence])
-    pairs = evidence.get("comparisons", [])
-    figures = [_plain(models, (), key, "size", name, "parameters", "lower") for key, name in _SIZES.items()]
-    for text in _keys(models, "perplexity"):
-        figures.append(_measured(models, pairs, "perplexity", text, "value", "perplexity", "lower", "ratio"))
-    for task in _keys(models, "tasks"):
-        figures.append(_measured(models, pairs, "tasks", task, "acc", "accuracy", "higher", "points"))
-    figures += [
-        _plain(models, ("speed",), key, "speed", name, "tokens/s", "higher")
-        for key, name in _SPEEDS.items()
-        if _has(models, "speed", key)
+    models, pairs = evidence.get("models", [evidence]), evidence.get("comparisons", [])
+
+    def cells(section: str, name: str) -> list[Any]:
+        return [(model.get(section) or {}).get(name) for model in models]
+
+    def names(section: str) -> list[str]:
+        return list(dict.fromkeys(name for model in models for name in model.get(section) or {}))
+
+    def measured(group: Group, name: str, value: str, unit: str, better: Better, change: str, kind: Kind) -> Figure:
+        found = [cell or {} for cell in cells(group, name)]
+        paired = [(pair.get(group) or {}).get(name) or {} for pair in pairs]
+        return Figure(
+            group,
+            name,
+            unit,
+            better,
+            [cell.get(value) for cell in found],
+            [_ends(cell) for cell in found],
+            _samples(found),
+            [None if cell.get(change) is None else Change(cell[change], _ends(cell), kind) for cell in paired],
+        )
+
+    def speed(name: str) -> Figure:
+        paired = [(pair.get("speed") or {}).get(name) for pair in pairs]
+        values = cells("speed", f"{name}_tokens_per_s")
+        spreads = [tuple(spread) if spread else None for spread in cells("speed", f"{name}_spread")]
+        changes = [Change(cell["ratio"], _ends(cell), "ratio") if cell else None for cell in paired]
+        return Figure("speed", name, "tokens/s", "higher", values, spreads, "", changes)
+
+    def counted(group: Group, name: str, values: list[float | None], unit: str) -> Figure:
+        first = values[0]
+        changes = [Change(v / first, None, "ratio") if v is not None and first else None for v in values[1:]]
+        return Figure(group, name, unit, "lower", values, [None] * len(values), "", changes)
+
+    return [
+        *(counted("size", name, [model.get(key) for model in models], "parameters") for key, name in _SIZES.items()),
+        *(measured("perplexity", n, "value", "perplexity", "lower", "ratio", "ratio") for n in names("perplexity")),
+        *(measured("tasks", n, "acc", "accuracy", "higher", "difference", "points") for n in names("tasks")),
+        *(speed(name) for name in ("prefill", "decode") if f"{name}_tokens_per_s" in names("speed")),
+        *(counted("memory", n, cells("memory", key), "bytes") for key, n in _MEMORY.items() if key in names("memory")),
     ]
-    figures += [
-        _plain(models, ("memory",), key, "memory", name, "bytes", "lower")
-        for key, name in _MEMORY.items()
-        if _has(models, "memory", key)
-    ]
-    return figures
 
 
-def average(figures: Iterable[Figure], keep: Callable[[str], bool] = lambda name: True) -> list[float]:
+def average(figures: Iterable[Figure]) -> list[float]:
     """Mean accuracy over the tasks of each model; empty without tasks."""
-    rows = [f.values for f in figures if f.group == "tasks" and keep(f.name) and None not in f.values]
+    rows = [f.values for f in figures if f.group == "tasks" and None not in f.values]
     return [sum(v for v in column if v is not None) / len(rows) for column in zip(*rows, strict=True)]
 
 
-def _keys(models: Sequence[Mapping[str, Any]], section: str) -> list[str]:
-    return list(dict.fromkeys(key for model in models for key in model.get(section) or {}))
+def _ends(cell: Mapping[str, Any]) -> tuple[float, float] | None:
+    return tuple(cell["interval"]) if cell.get("interval") else None
 
 
-def _has(models: Sequence[Mapping[str, Any]], section: str, key: str) -> bool:
-    return any((model.get(section) or {}).get(key) is not None for model in models)
-
-
-def _ratio(value: float | None, first: float | None) -> float | None:
-    return value / first if value is not None and first else None
-
-
-def _plain(
-    models: Sequence[Mapping[str, Any]],
-    path: tuple[str, ...],
-    key: str,
-    group: Group,
-    name: str,
-    unit: str,
-    better: Literal["higher", "lower"],
-) -> Figure:
-    values: list[float | None] = []
-    for model in models:
-        for part in path:
-            model = model.get(part) or {}
-        values.append(model.get(key))
-    ratios = [_ratio(value, values[0]) for value in values[1:]]
-    changes = [Change(ratio, None, "ratio") if ratio is not None else None for ratio in ratios]
-    return Figure(group, name, unit, better, values, [None] * len(values), "", changes)
-
-
-def _measured(
-    models: Sequence[Mapping[str, Any]],
-    pairs: Sequence[Mapping[str, Any]],
-    group: Literal["perplexity", "tasks"],
-    name: str,
-    key: str,
-    unit: str,
-    better: Literal["higher", "lower"],
-    kind: Kind,
-) -> Figure:
-    cells = [(model.get(group) or {}).get(name) or {} for model in models]
-    values = [cell.get(key) for cell in cells]
-    changes: list[Change | None] = []
-    for pair in pairs:
-        found = (pair.get(group) or {}).get(name)
-        interval = found.get("interval") if found else None
-        value = (found.get("ratio") if kind == "ratio" else found.get("difference")) if found else None
-        changes.append(Change(value, tuple(interval) if interval else None, kind) if value is not None else None)
-    first = cells[0]
-    samples = f"{first['n']:,} rows" if "n" in first else f"{first['tokens']:,} tokens" if "tokens" in first else ""
-    intervals = [tuple(cell["interval"]) if cell.get("interval") else None for cell in cells]
-    return Figure(group, name, unit, better, values, intervals, samples, changes)
+def _samples(cells: Sequence[Mapping[str, Any]]) -> str:
+    first, diverged = cells[0], any(cell.get("diverged") for cell in cells)
+    count = f"{first['n']:,} rows" if "n" in first else f"{first['tokens']:,} tokens" if "tokens" in first else ""
+    return count + (", diverged" if diverged else "")

@@ -36,14 +36,16 @@ def summary(report: Mapping[str, Any]) -> str:
     dense, pruned = [*figures["size", "block params"].values, None][:2]
     if not dense or pruned is None:
         return ""
-    text = f"{report['model']} lost {100 * (1 - pruned / dense):.1f} % of its block params ({scaled(dense)} → {scaled(pruned)}). "
+    lost = f"{100 * (1 - pruned / dense):.1f} % of its block params ({scaled(dense)} → {scaled(pruned)})"
+    text = f"{report['model']} lost {lost}. "
     if texts := [f for f in figures.values() if f.group == "perplexity" and f.change]:
         changes = "; ".join(f"{f.show(f.values[0])} → {f.show(f.values[1])} ({f.change}) on {f.name}" for f in texts)
         text += f"Perplexity went from {changes}. "
     if average := report["average_accuracy"]:
         tasks = sum(f.group == "tasks" for f in figures.values())
         before, after = (show(average[role], "accuracy") for role in ("dense", "pruned"))
-        text += f"Mean accuracy over {tasks} tasks: {before} → {after} ({_average_change(average)} points). "
+        over = f"{tasks} task{'s' if tasks > 1 else ''}"
+        text += f"Mean accuracy over {over}: {before} → {after} ({_average_change(average)} points). "
     speeds = [f"{f.name} {f.change}" for f in figures.values() if f.group == "speed" and f.change]
     return text + (f"Speed on this machine: {', '.join(speeds)}." if speeds else "")
 
@@ -115,16 +117,8 @@ def _removed(report: Mapping[str, Any]) -> str:
 
 
 def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
-    reach = 1.1 * max(
-        (
-            abs(end)
-            for f in figures
-            for c in f.changes
-            if c and c.kind == "points"
-            for end in (c.interval or (c.value,))
-        ),
-        default=1.0,
-    )
+    points = [c for f in figures for c in f.changes if c and c.kind == "points"]
+    reach = 1.1 * max((abs(end) for c in points for end in (c.interval or (c.value,))), default=0.0) or 1.0
     body = ""
     for group, label in _GROUPS.items():
         rows = [f for f in figures if f.group == group]
@@ -134,11 +128,11 @@ def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
         if group == "tasks" and (average := report["average_accuracy"]):
             cells = "".join(f"<td>{show(average[role], 'accuracy')}</td>" for role in ("dense", "pruned"))
             cells += f"<td>{_average_change(average)}</td><td></td>"
-            body += f'<tr class="sum"><td>mean of {len(rows)} tasks</td>{cells}</tr>'
+            body += f'<tr class="sum"><td>mean accuracy</td>{cells}</tr>'
     return (
-        '<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap), and differences are paired: both '
-        "models read the same windows and answered the same rows. An interval that crosses the dotted line is no "
-        "clear change. For speed, the interval holds the middle half of the rounds.</p>"
+        '<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap); differences are paired: both '
+        "models read the same windows and answered the same rows. An interval that crosses the dotted line "
+        "is no clear change. For speed, the interval holds the middle half of the rounds.</p>"
         '<div class="scroll"><table><thead><tr><th></th><th>dense</th><th>pruned</th><th>difference</th><th></th></tr>'
         f"</thead><tbody>{body}</tbody></table></div></section>"
     )

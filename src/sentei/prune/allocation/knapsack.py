@@ -13,6 +13,7 @@ there, which no second-order estimate sees (with one KV group less in block 0, p
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError
 from sentei.prune.allocation.problem import Allocation, Choice, Problem
@@ -42,7 +43,24 @@ def _solve(problem: Problem) -> list[Choice]:
         low, high = (low, middle) if problem.cost(choices(middle)) <= problem.target else (middle, high)
     if problem.cost(choices(high)) > problem.target:
         raise InfeasibleError(f"{problem.budget.describe()} cannot be met with block 0's attention whole; ask for less")
-    return problem.fill(choices(high))
+    return _use_slack(problem, problem.fill(choices(high)), legal)
+
+
+def _use_slack(problem: Problem, choices: list[Choice], legal: list[NDArray[np.bool_]]) -> list[Choice]:
+    """Where every FFN is whole and room is left: a thinned attention comes back and channels pay for it."""
+    while any(c.attention for c in choices) and not any(c.removed for c in choices):
+        candidates = []
+        for i, choice in enumerate(choices):
+            costs = problem.attention_costs[i]
+            for option in np.flatnonzero(legal[i] & (costs > costs[choice.attention])):
+                swapped = [Choice(int(option), 0) if j == i else c for j, c in enumerate(choices)]
+                swapped = problem.fill(problem.shrink(swapped))
+                if problem.cost(swapped) <= problem.target:
+                    candidates.append((problem.loss(swapped), swapped))
+        if not candidates:
+            break
+        choices = min(candidates, key=lambda pair: pair[0])[1]
+    return choices
 
 
 GLOBAL = Allocation(

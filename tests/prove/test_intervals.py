@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sentei.prove import intervals
+from sentei.prove.intervals import bootstrap, paired_bootstrap
+
+
+def test_it_agrees_with_the_normal_approximation_and_is_seeded() -> None:
+    values = (np.random.default_rng(0).random(800) < 0.3).astype(float).tolist()
+    low, high = bootstrap(values)
+    width = 1.96 * np.std(values) / np.sqrt(len(values))
+    assert low == pytest.approx(np.mean(values) - width, abs=0.004)
+    assert high == pytest.approx(np.mean(values) + width, abs=0.004)
+    assert bootstrap(values) == (low, high) != bootstrap(values, seed=1)
+
+
+def test_chunks_do_not_change_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [float(i % 7) for i in range(50)]
+    whole = bootstrap(values)
+    monkeypatch.setattr(intervals, "_CHUNK", 120)
+    assert bootstrap(values) == whole
+
+
+def test_pairs_are_narrower_where_rows_go_together() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 5, 300)
+    other = base + 0.5 + rng.normal(0, 0.1, 300)
+    low, high = paired_bootstrap(other.tolist(), base.tolist())
+    assert 0.45 < low < 0.5 < high < 0.55
+    with pytest.raises(ValueError, match="equally many"):
+        paired_bootstrap([1.0], [1.0, 2.0])
+
+
+def test_a_broken_value_has_no_interval() -> None:
+    assert np.isnan(bootstrap([1.0, float("nan")])).all()
+    with pytest.raises(ValueError, match="no values"):
+        bootstrap([])

@@ -1,0 +1,130 @@
+import itertools
+
+import pytest
+import torch
+
+from sentei.errors import InputError
+from sentei.measure.profile import PartStats
+from sentei.prune.ranking import rank_ffn
+from sentei.prune.scores import SCORES
+from sentei.prune.scores.newton import exact_direction, relaxed_system
+from sentei.prune.scores.obs import Obs
+
+
+def part(n=12, out=8, tokens=400, seed=0, gradients=True):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, n, generator=g) @ torch.randn(n, n, generator=g) + 0.5
+    weight, grad = torch.randn(out, n, generator=g), torch.randn(tokens, out, generator=g)
+    return PartStats(
+        weight=weight,
+        gram=x.T @ x / tokens,
+        mean=x.mean(0),
+        norm=weight.square().sum(0),
+        energy=1.0,
+        input_gram=torch.eye(out),
+        output_grad=grad.T @ grad / tokens if gradients else None,
+        taylor=torch.rand(n, generator=g) if gradients else None,
+    )
+
+
+def refit_loss(stats, removed, weight=None):
+    """Squared error of the best refit without `removed`, from the normal equations."""
+    weight = (stats.weight if weight is None else weight).double()
+    gram = stats.gram.double()
+    kept = [j for j in range(gram.shape[0]) if j not in removed]
+    new = torch.linalg.solve(gram[kept][:, kept], gram[kept] @ weight.T)  # [kept, out]
+    delta = weight.clone()
+    delta[:, kept] -= new.T
+    return torch.trace(delta @ gram @ delta.T).item()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_newtons_fifty_steps_are_one_solve(seed):
+    """The paper's iteration (arXiv 2412.12441, algorithm 1) from any start reaches z* = 1 − c·u after one step and stays."""
+    stats = part(seed=seed)
+    a = relaxed_system(stats)
+    n, penalty, ratio = a.shape[0], 3.0, 0.3
+    ones, kept = torch.ones(n, dtype=torch.float64), (1 - 0.3) * n
+    z = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    steps = []
+    for _ in range(50):
+        gradient = a @ (z - ones) + penalty * (z.sum() - kept) * ones
+        z = z - torch.linalg.solve(a + penalty * torch.outer(ones, ones), gradient)
+        steps.append(z)
+    torch.testing.assert_close(steps[0], steps[-1], rtol=0, atol=1e-8)
+    u = exact_direction(stats, ridge=0.0)
+    c = penalty * ratio * n / (1 + penalty * u.sum())
+    torch.testing.assert_close(steps[-1], 1 - c * u, rtol=0, atol=1e-8)
+
+
+def test_newton_is_wanda_where_inputs_do_not_correlate():
+    stats = part()
+    stats.gram = torch.diag(stats.gram.diagonal())
+    newton, wanda = (SCORES[name].start(stats, torch.Generator()) for name in ("newton", "wanda-sp"))
+    units = torch.arange(12)[:, None]
+    torch.testing.assert_close(newton.losses(units), wanda.losses(units), rtol=1e-2, atol=1e-6)
+
+
+def test_obs_loss_is_that_of_the_refit():
+    stats = part()
+    remover = Obs(stats.weight, stats.gram)
+    total = 0.0
+    gone = []
+    for columns in ([3], [7, 1], [0]):
+        total += remover.remove(torch.tensor([columns]))
+        gone += columns
+        assert total == pytest.approx(refit_loss(stats, gone), rel=2e-2)
+
+
+def test_obs_announces_what_removing_will_cost():
+    remover = Obs(part().weight, part().gram)
+    units = torch.tensor([[0, 1, 2], [6, 7, 8]])
+    announced = remover.losses(units)[1].item()
+    assert remover.remove(units[1:]) == pytest.approx(announced, rel=1e-9)
+
+
+def test_obs_finds_the_best_pair_here_and_beats_every_simple_score():
+    stats = part(n=8, seed=3)
+    best = min(refit_loss(stats, pair) for pair in itertools.combinations(range(8), 2))
+    found = {}
+    for name in ("obs", "wanda-sp", "flap", "magnitude", "newton"):
+        order, _ = rank_ffn(stats_block(stats), SCORES[name], torch.Generator())
+        found[name] = refit_loss(stats, order[:2])
+    assert found["obs"] == min(found.values())
+    assert found["obs"] <= 1.5 * best
+
+
+def stats_block(stats):
+    from sentei.measure.profile import BlockStats
+
+    return BlockStats(attention=None, ffn=stats, angle=0.9)
+
+
+@pytest.mark.parametrize("name", [n for n in SCORES if n != "block-influence"])
+def test_curves_start_at_zero_never_fall_and_name_every_channel_once(name):
+    stats = part(n=40)
+    order, losses = rank_ffn(stats_block(stats), SCORES[name], torch.Generator().manual_seed(0))
+    assert sorted(order) == list(range(40))
+    assert losses[0] == 0 and len(losses) == 41
+    assert all(b >= a for a, b in itertools.pairwise(losses))
+
+
+def test_fisher_metric_changes_what_matters():
+    """With all gradient in output 0, only output 0's weights decide."""
+    stats = part(seed=1)
+    stats.gram = torch.eye(12)
+    stats.output_grad = torch.zeros(8, 8)
+    stats.output_grad[0, 0] = 1.0
+    order, _ = rank_ffn(stats_block(stats), SCORES["obs-fisher"], torch.Generator())
+    assert order == stats.weight[0].abs().argsort().tolist()
+
+
+@pytest.mark.parametrize("name", ["taylor", "obs-fisher"])
+def test_scores_that_need_gradients_say_so(name):
+    with pytest.raises(InputError, match="needs gradients; measure again"):
+        SCORES[name].start(part(gradients=False), torch.Generator())
+
+
+def test_an_unknown_score_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'wanda-sp'"):
+        SCORES["wanda_sp"]

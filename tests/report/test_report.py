@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from report import example
+from sentei.report.build import build
+from sentei.report.figures import Change, Figure, average, collect, scaled
+from sentei.report.html import render, summary
+from sentei.report.table import figures_table, report_table
+
+
+def made(**changes: Any) -> dict[str, Any]:
+    parts = {
+        "recipe": example.recipe(),
+        "profile": example.profile(),
+        "plan": example.plan(),
+        "evidence": example.evidence(),
+        "seconds": {"measure": 31.2, "plan": 4.0},
+    }
+    return build(**{**parts, **changes})
+
+
+class Page(HTMLParser):
+    """Collects what a page refers to and checks that its elements nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.count: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        self.links += [value for name, value in attrs if name in {"src", "href", "xlink:href", "data"}]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page(report: dict[str, Any]) -> tuple[str, Page]:
+    html = render(report)
+    parser = Page()
+    parser.feed(html)
+    assert parser.open == []
+    return html, parser
+
+
+def test_the_schema_version_comes_first_and_all_of_it_is_json() -> None:
+    report = made()
+    assert next(iter(report)) == "schema_version"
+    assert json.loads(json.dumps(report, allow_nan=False)) == json.loads(json.dumps(report))
+    assert report["models"]["dense"]["perplexity"]["demo"]["value"] == 20.0
+    assert report["models"]["pruned"]["perplexity"]["demo"]["value"] == 25.0
+
+
+def test_figures_survive_json() -> None:
+    figures = collect(example.evidence())
+    again = [Figure.from_json(json.loads(json.dumps(figure.to_json()))) for figure in figures]
+    assert [(f.name, f.values, str(f.change)) for f in again] == [(f.name, f.values, str(f.change)) for f in figures]
+
+
+def test_paired_differences_come_with_their_intervals() -> None:
+    figures = {(f.group, f.name): f for f in collect(example.evidence())}
+    assert str(figures["perplexity", "demo"].change) == "×1.25"
+    assert str(figures["tasks", "piqa"].change) == "−13.2"
+    assert figures["tasks", "piqa"].change.between == "−20.0 … −3.0"
+
+
+def test_the_page_needs_no_network() -> None:
+    html, parser = page(made())
+    assert parser.links == []
+    assert not re.search(r"@import|url\(|https?://", html)
+    assert "prefers-color-scheme: dark" in html
+
+
+def test_the_picture_shows_every_block_and_its_reason() -> None:
+    html, parser = page(made())
+    assert parser.count["g"] == example.BLOCKS
+    assert "FFN: 1,386 of 1,536 channels" in html
+    assert "predicted loss +1e-3 &lt;nats&gt;" in html and "<nats>" not in html
+
+
+def test_a_profile_without_gradients_has_no_sensitivity() -> None:
+    html, _ = page(made(profile=example.profile(gradients=False)))
+    assert "no sensitivity is shown" in html
+
+
+def test_without_texts_tasks_and_speed() -> None:
+    evidence = example.evidence()
+    for model in evidence["models"]:
+        for key in ("perplexity", "tasks", "speed", "memory"):
+            model[key] = {}
+            evidence["comparisons"][0][key] = {}
+    html, _ = page(made(evidence=evidence))
+    assert "Perplexity" not in html and "Accuracy" not in html
+
+
+def test_divergence_is_named_not_averaged() -> None:
+    evidence = example.evidence()
+    evidence["models"][1]["perplexity"]["demo"] |= {"value": None, "interval": None, "diverged": "NaN in window 3"}
+    evidence["comparisons"][0]["perplexity"]["demo"] = {"ratio": None, "interval": None}
+    html, _ = page(made(evidence=evidence))
+    assert "16,384 tokens, diverged" in html
+
+
+def test_hostile_names_are_escaped() -> None:
+    evidence = example.evidence()
+    for model in evidence["models"]:
+        model["tasks"] = {"<script>alert(1)</script>": model["tasks"]["piqa"]}
+    evidence["comparisons"][0]["tasks"] = {}
+    html, parser = page(made(evidence=evidence, recipe=example.recipe().model_copy(update={"model": "a<b>&c"})))
+    assert "script" not in parser.count and "a&lt;b&gt;&amp;c" in html
+
+
+def test_predictions_stand_beside_measurements() -> None:
+    rows = {row["name"]: row for row in made()["predictions"]}
+    assert set(rows) == {"block params", "all params", "prefill speed-up", "weights", "loss increase"}
+    assert rows["prefill speed-up"]["measured"] == 1.25
+    assert rows["loss increase"]["measured"] == pytest.approx(0.2231, abs=1e-4)
+
+
+def test_the_summary_is_for_people_in_a_hurry() -> None:
+    text = summary(made())
+    assert "lost 20.0 % of its block params (106 M → 84.8 M)" in text
+    assert "20.00 → 25.00 (×1.25) on demo" in text
+    assert "63.0 % → 50.4 % (−12.6 points)" in text
+
+
+def test_tables_for_the_terminal() -> None:
+    console = Console(width=200, file=None, record=True, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        console.print(report_table(made()))
+    text = captured.get()
+    assert "66.0 % [56.0 % – 76.0 %]" in text and "mean accuracy" in text and "dense" in text and "pruned" in text
+
+
+def test_one_model_alone_and_three_together() -> None:
+    one = collect(example.evaluated("a", 1.0))
+    assert all(len(f.values) == 1 and f.change is None for f in one)
+    three: dict[str, Any] = {"models": [example.evaluated(n, s) for n, s in (("a", 1.0), ("b", 0.8), ("c", 0.5))]}
+    assert figures_table(collect(three), ["a", "b", "c"]).row_count == figures_table(one, ["a"]).row_count
+    assert average(collect(three)) == pytest.approx([0.63, 0.504, 0.315])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0, "0"), (999, "999"), (1234, "1.234 k"), (106_202_880, "106.2 M"), (999_960, "1 M"), (7e12, "7 T")],
+)
+def test_scaled(value: float, words: str) -> None:
+    assert scaled(value) == words
+
+
+def test_changes_in_words() -> None:
+    assert str(Change(1.2345, None, "ratio")) == "×1.23" and str(Change(-0.031, None, "points")) == "−3.1"
+    assert Change(0.0, None, "points").between == ""

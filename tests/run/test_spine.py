@@ -1,0 +1,108 @@
+"""A real recipe on a real (tiny) model: everything that a run promises, and the same result after a SIGKILL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sentei
+from sentei.files import read_json
+from sentei.recipe import Recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def recipe(stories_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    rows = (data_dir / "eval" / "piqa.val.jsonl").read_text().splitlines()[:12]
+    (folder / "piqa.jsonl").write_text("\n".join(rows))
+    recipe: dict[str, Any] = {
+        "model": str(stories_dir),
+        "data": str(data_dir / "lm" / "c4_demo.jsonl"),
+        "budget": {"sparsity": 0.2},
+        "dtype": "float32",
+        "measure": {"tokens": 4096, "window": 128, "gradient_tokens": 1024},
+        "prove": {
+            "texts": [str(data_dir / "lm" / "wikitext2_tok.valid.jsonl")],
+            "tasks": ["piqa.jsonl"],
+            "window": 128,
+            "windows": 4,
+            "speed": False,
+        },
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    report = sentei.run(recipe, out)
+    assert report == read_json(out / "report.json")
+    return out
+
+
+def made(out: Path) -> dict[str, str]:
+    """Hashes of what must not depend on when and how often a run was stopped."""
+    files = [*sorted((out / "model").iterdir()), out / "stages" / "02-plan" / "plan.json"]
+    found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    evidence = read_json(out / "stages" / "04-prove" / "evidence.json")
+    for model in evidence["models"]:
+        del model["memory"]["peak_rss_bytes"]  # of the process, whatever it did before
+    return found | {"evidence": json.dumps(evidence)}
+
+
+def test_the_report_of_a_run(whole: Path) -> None:
+    report = read_json(whole / "report.json")
+    dense, pruned = report["models"]["dense"], report["models"]["pruned"]
+    assert 1 - pruned["block_params"] / dense["block_params"] == pytest.approx(0.2, abs=0.005)
+    (text,) = pruned["perplexity"].values()
+    assert text["value"] > 1 and text["tokens"] == 4 * 127
+    assert report["models"]["dense"]["tasks"]["piqa"]["n"] == 12
+    assert len(report["blocks"]) == 5 and all(row["ffn"]["sensitivity"] > 0 for row in report["blocks"])
+    predicted = {row["name"]: row for row in report["predictions"]}
+    assert predicted["block params"]["predicted"] == predicted["block params"]["measured"] == pruned["block_params"]
+    assert predicted["weights"]["predicted"] == predicted["weights"]["measured"]
+    assert "<title>" in (whole / "report.html").read_text()
+
+
+def test_the_model_of_a_run_loads(whole: Path) -> None:
+    model = sentei.load(whole / "model", dtype="float32").model
+    params = read_json(whole / "report.json")["models"]["pruned"]["params"]
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_a_second_budget_measures_nothing_again(whole: Path, recipe: Path) -> None:
+    before = (whole / "stages" / "01-measure" / "stage.json").stat().st_mtime_ns
+    changed = Recipe.load(recipe, ["budget.sparsity=0.3", "prune.method=magnitude"])
+    report = sentei.run(changed, whole.parent / "whole", overwrite=True)
+    assert (whole / "stages" / "01-measure" / "stage.json").stat().st_mtime_ns == before
+    assert report["budget"]["sparsity"] == 0.3 and report["method"]["name"] == "magnitude"
+    sentei.run(Recipe.load(recipe), whole, overwrite=True)
+
+
+@pytest.mark.parametrize("stage", ["02-plan", "04-prove"])
+def test_killed_in_a_stage_resume_gives_the_identical_result(
+    stage: str, whole: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sentei", "run", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ))
+    begun = time.monotonic()
+    while not list((out / "stages").glob(f".{stage}.*")) and process.poll() is None and time.monotonic() - begun < 120:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.json").exists(), "it was not killed in time"
+    sentei.resume(out)
+    assert made(out) == made(whole)

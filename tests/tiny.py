@@ -1,0 +1,99 @@
+"""Tiny random models of every family, random plans for them, and a tokenizer for their vocabulary."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+import transformers
+
+from sentei.families import FAMILIES, family_of
+from sentei.plan import BlockPlan, Budget, ModelShape, Plan
+
+# 42 / 4 query heads leaves a remainder, which stock LlamaConfig refuses: a pruned model must not trip over it.
+SIZES: dict[str, Any] = {
+    "hidden_size": 42,
+    "head_dim": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "intermediate_size": 40,
+    "num_hidden_layers": 4,
+    "vocab_size": 128,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 5}),
+    "qwen2": ("qwen2", {}),
+    "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {}),
+    "qwen3-biases": ("qwen3", {"attention_bias": True}),
+}
+
+
+def tiny_model(variant: str = "llama", **sizes: Any) -> Any:
+    """A random fp32 model of a variant, the same at every call, with weights large enough that every part matters."""
+    name, extra = VARIANTS[variant]
+    prefix = FAMILIES[name].prefix
+    config = getattr(transformers, f"{prefix}Config")(**{**SIZES, **extra, **sizes})
+    generator = torch.Generator().manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator) * 0.3 + (1 if value.ndim == 1 else 0))
+    return model
+
+
+def random_blocks(shape: ModelShape, seed: int, *, skip: float = 0.25) -> list[BlockPlan]:
+    """Random kept units per block; a part is skipped with probability `skip`, but never the attention of block 0."""
+    rng = random.Random(seed)
+
+    def some(size: int, count: int) -> list[int]:
+        return sorted(rng.sample(range(size), count))
+
+    blocks = []
+    for i, block in enumerate(shape.blocks):
+        groups = 0 if i and rng.random() < skip else rng.randint(1, block.kv_groups)
+        heads = rng.randint(1, block.heads_per_group)
+        ffn = 0 if rng.random() < skip else rng.randint(1, block.ffn)
+        queries = [some(block.heads_per_group, heads) for _ in range(groups)]
+        blocks.append(BlockPlan(kv_groups=some(block.kv_groups, groups), query_heads=queries, ffn=some(block.ffn, ffn)))
+    return blocks
+
+
+def make_plan(model: Any, blocks: list[BlockPlan], compensation: str = "none") -> Plan:
+    """A plan with these blocks for this model."""
+    shape = family_of(model.config).shape(model.config)
+    names = {"method": "test", "score": "random", "allocation": "random", "compensation": compensation}
+    return Plan(model="", profile="", budget=Budget(sparsity=0.2), dense=shape, blocks=blocks, **names)
+
+
+def whole(shape: ModelShape) -> list[BlockPlan]:
+    """Blocks that keep everything."""
+    return [
+        BlockPlan(
+            kv_groups=list(range(b.kv_groups)),
+            query_heads=[list(range(b.heads_per_group))] * b.kv_groups,
+            ffn=list(range(b.ffn)),
+        )
+        for b in shape.blocks
+    ]
+
+
+def tiny_tokenizer() -> Any:
+    """Words w3 … w127 to their own numbers."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 128)}}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
+    )
