@@ -18,7 +18,15 @@ from sentei.models.load import Loaded, load
 MODEL = "smollm2-135m-instruct"
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("SENTEI_DATA") or Path(__file__).parents[2] / "shared" / "data")
-TASKS = ("piqa.val", "arc_easy.test", "arc_challenge.test", "hellaswag.val", "winogrande.val", "boolq.val", "openbookqa.test")
+TASKS = (
+    "piqa.val",
+    "arc_easy.test",
+    "arc_challenge.test",
+    "hellaswag.val",
+    "winogrande.val",
+    "boolq.val",
+    "openbookqa.test",
+)
 
 
 def lm(name: str) -> str:

@@ -45,9 +45,7 @@ def main() -> None:
                         small = cut(loaded, decided, calibration)
                         return {"perplexity": perplexity(small, test).value, "removed": decided.predicted["removed"]}
 
-                    rows.run(
-                        work, score=score, compensation=compensation, allocation=allocation, sparsity=sparsity
-                    )
+                    rows.run(work, score=score, compensation=compensation, allocation=allocation, sparsity=sparsity)
 
 
 if __name__ == "__main__":

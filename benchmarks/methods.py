@@ -36,12 +36,21 @@ LIMIT = 200  # rows of each task
 
 
 def measured(
-    loaded: Loaded, profile: Profile, calibration: Tensor, tests: dict[str, Tensor], method: str, sparsity: float, tasks: bool
+    loaded: Loaded,
+    profile: Profile,
+    calibration: Tensor,
+    tests: dict[str, Tensor],
+    method: str,
+    sparsity: float,
+    tasks: bool,
 ) -> dict[str, Any]:
     """One row: cut, perplexity on every test text, and the tasks where asked."""
     decided = plan(profile, Budget(sparsity=sparsity), method)
     small = cut(loaded, decided, calibration, tokens=calibration.numel())
-    row: dict[str, Any] = {"removed": decided.predicted["removed"], "loss_increase": decided.predicted.get("loss_increase")}
+    row: dict[str, Any] = {
+        "removed": decided.predicted["removed"],
+        "loss_increase": decided.predicted.get("loss_increase"),
+    }
     row |= {name: perplexity(small, test).value for name, test in tests.items()}
     if tasks:
         row["tasks"] = zero_shot(small, loaded.tokenizer)
@@ -51,7 +60,10 @@ def measured(
 def zero_shot(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Accuracies of the tasks, with intervals."""
     found = score_tasks(model, tokenizer, [read_task(task(name)) for name in TASKS], limit=LIMIT)
-    return {name: {"acc": r.acc, "acc_norm": r.acc_norm, "n": r.n, "interval": list(r.interval)} for name, r in found.items()}
+    return {
+        name: {"acc": r.acc, "acc_norm": r.acc_norm, "n": r.n, "interval": list(r.interval)}
+        for name, r in found.items()
+    }
 
 
 def main() -> None:

@@ -13,8 +13,10 @@ def main() -> None:
 
     Exits with 0 (done), 1 (a fault of ours), 2 (bad input), 3 (quality missed), 4 (infeasible) or 130 (Ctrl-C).
     """
-    # The libraries below print bars and advice of their own; what they must say comes as an exception.
+    # The libraries below print bars and advice of their own; what they must say comes as an exception. MKL adds up
+    # in an order that hangs on free processors, unless told not to: a run would not give the same bits again.
     for name, value in {
+        "MKL_CBWR": "AUTO,STRICT",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -19,7 +19,7 @@ from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.measure.profile import BlockStats, PartStats, Profile
-from sentei.measure.stream import PARTS, batches, embed, gram, part_linears, run_block, tap
+from sentei.measure.stream import PARTS, batches, column_sum, embed, gram, part_linears, run_block, tap
 from sentei.models.load import as_loaded
 from sentei.plan import BlockShape, ModelShape
 from sentei.progress import Progress
@@ -104,10 +104,12 @@ def _block_stats(family: Family, model: nn.Module, hidden: Tensor, shape: ModelS
             after = run_block(family, model, index, before)
         for name, x in seen.items():
             sums[f"{name}.gram"] = sums.get(f"{name}.gram", 0) + gram(x)
-            sums[f"{name}.mean"] = sums.get(f"{name}.mean", 0) + x.sum(0, dtype=torch.float32)
-        angle += F.cosine_similarity(before.float(), after.float(), dim=-1).sum().double().cpu()
-        energy["attention"] += before.float().square().sum().item()
-        energy["ffn"] += after.float().square().sum().item()
+            sums[f"{name}.mean"] = sums.get(f"{name}.mean", 0) + column_sum(x)
+        a, b = before.float(), after.float()
+        squares = (a * a).sum(-1), (b * b).sum(-1)
+        angle += ((a * b).sum(-1) / (squares[0] * squares[1]).sqrt().clamp_min(1e-20)).sum().double().cpu()
+        energy["attention"] += squares[0].sum().item()
+        energy["ffn"] += squares[1].sum().item()
         hidden[where] = after
     if not all(torch.isfinite(value).all() for value in sums.values()):
         raise InputError(
@@ -116,12 +118,12 @@ def _block_stats(family: Family, model: nn.Module, hidden: Tensor, shape: ModelS
     parts: dict[str, PartStats | None] = dict.fromkeys(PARTS)
     for name, linears in parts_linears.items():
         if linears:
-            squares = {key: linear.weight.detach().float().square() for key, linear in linears.items()}
+            squared = {key: linear.weight.detach().float().square() for key, linear in linears.items()}
             parts[name] = PartStats(
                 weight=watched[name].weight.detach().float(),
                 gram=sums[f"{name}.gram"] / count,
                 mean=sums[f"{name}.mean"] / count,
-                norm=_per_input(name, shape.blocks[index], squares),
+                norm=_per_input(name, shape.blocks[index], squared),
                 energy=energy[name] / count,
                 input_gram=sums[f"{name}_in.gram"] / count,
             )
