@@ -1,5 +1,5 @@
-# make demo   creates .venv, prunes a real 135M-parameter model by 20 %, writes runs/demo/
-# make test   creates .venv if needed and runs the tests
+# make demo      creates .venv, prunes a real 135M-parameter model by 20 %, writes runs/demo/
+# make test      creates .venv if needed and runs the tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,13 +46,13 @@ test-all: export HF_HUB_OFFLINE = 1
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# make lint   ruff and mypy
+# make lint      ruff and mypy
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests examples $(wildcard benchmarks)
 	$(BIN)/ruff format --check src tests examples $(wildcard benchmarks)
 	$(BIN)/mypy
 
-# make format   lets ruff rewrite the files
+# make format    lets ruff rewrite the files
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix src tests examples $(wildcard benchmarks)
 	$(BIN)/ruff format src tests examples $(wildcard benchmarks)

@@ -17,14 +17,17 @@ from sentei.plan import Plan
 from tiny import VARIANTS, make_plan, tiny_model, tiny_tokenizer
 
 
+ALL_THREADS = torch.get_num_threads()
+torch.set_num_threads(1)  # tiny models are ten times faster on one thread of a busy machine; fixtures of a module too
+
+
 @pytest.fixture(autouse=True)
-def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tiny models are ten times faster on one thread of a busy machine; tests marked `slow` get all threads."""
-    before = torch.get_num_threads()
-    if not request.node.get_closest_marker("slow"):
-        torch.set_num_threads(1)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked `slow` get all threads."""
+    if request.node.get_closest_marker("slow"):
+        torch.set_num_threads(ALL_THREADS)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=sorted(VARIANTS))

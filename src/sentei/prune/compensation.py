@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sentei.measure.stream import gram
-from sentei.prune.solve import cholesky
+from sentei.errors import SenteiError
+from sentei.measure.stream import column_sum, cross, gram
 from sentei.registry import Registry
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -71,28 +71,28 @@ class _Sums:
     """Sufficient statistics of one share of the data, in fp32: no row is kept."""
 
     count: int = 0
-    gram: Tensor | float = 0.0
-    cross: Tensor | float = 0.0  # Σ x (t − W x)ᵀ: [n, out]
+    gram: Tensor | float = 0.0  # Σ x xᵀ: [n, n]
+    cross: Tensor | float = 0.0  # Σ x tᵀ: [n, out]
     inputs: Tensor | float = 0.0
-    missing: Tensor | float = 0.0
+    targets: Tensor | float = 0.0
 
-    def add(self, x: Tensor, missing: Tensor) -> None:
+    def add(self, x: Tensor, target: Tensor) -> None:
         self.count += len(x)
         self.gram = self.gram + gram(x)
-        self.cross = self.cross + x.float().T @ missing
-        self.inputs = self.inputs + x.sum(0, dtype=torch.float32)
-        self.missing = self.missing + missing.sum(0)
+        self.cross = self.cross + cross(x, target)
+        self.inputs = self.inputs + column_sum(x)
+        self.targets = self.targets + column_sum(target)
 
     def plus(self, other: _Sums) -> _Sums:
-        return _Sums(*(getattr(self, f) + getattr(other, f) for f in ("count", "gram", "cross", "inputs", "missing")))
+        return _Sums(*(getattr(self, f) + getattr(other, f) for f in ("count", "gram", "cross", "inputs", "targets")))
 
-    def system(self, centred: bool) -> tuple[Tensor, Tensor]:
-        """`G` and `B` in fp64; centred where a bias is fitted jointly."""
-        g, b = torch.as_tensor(self.gram).double(), torch.as_tensor(self.cross).double()
+    def system(self, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+        """`G` and `B = Σ x (t − W x)ᵀ` in fp64; centred where a bias is fitted jointly. `weight`: `[out, n]`, fp64."""
+        g, c = torch.as_tensor(self.gram).double(), torch.as_tensor(self.cross).double()
         if centred:
-            x, y = torch.as_tensor(self.inputs).double(), torch.as_tensor(self.missing).double()
-            g, b = g - torch.outer(x, x) / self.count, b - torch.outer(x, y) / self.count
-        return g, b
+            x, t = (torch.as_tensor(v).double() for v in (self.inputs, self.targets))
+            g, c = g - torch.outer(x, x) / self.count, c - torch.outer(x, t) / self.count
+        return g, c - g @ weight.T
 
 
 @dataclass
@@ -109,8 +109,7 @@ class Fit:
 
     def add(self, x: Tensor, target: Tensor) -> None:
         """`x`: `[tokens, n]` inputs of the kept columns, `target`: `[tokens, out]`."""
-        missing = target.float() - (x @ self.weight.T.to(x.dtype)).float()
-        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, missing)
+        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, target)
         self.seen += 1
 
     def solve(self) -> tuple[Tensor, Tensor | None, float]:
@@ -121,12 +120,14 @@ class Fit:
         ridge = 0.0
         if self.compensation.weights:
             ridge = self._choose_ridge()
-            weight = weight + _ridge_solution(*whole.system(self.compensation.bias), ridge).T
+            delta = _ridge_solution(*whole.system(weight, self.compensation.bias), ridge)
+            if delta is None:
+                raise SenteiError("the refit's Gram matrix is not positive definite; use more calibration data")
+            weight = weight + delta.T
         bias = None
         if self.compensation.bias:
-            shift = weight - self.weight.double()
-            x, y = torch.as_tensor(whole.inputs).double(), torch.as_tensor(whole.missing).double()
-            bias = (y - shift @ x) / whole.count
+            x, t = (torch.as_tensor(v).double() for v in (whole.inputs, whole.targets))
+            bias = (t - weight @ x) / whole.count
         return weight, bias, ridge
 
     def _choose_ridge(self) -> float:
@@ -134,19 +135,26 @@ class Fit:
         fitted, held = self.sums
         if not held.count:
             return RIDGES[len(RIDGES) // 2]
-        g, b = fitted.system(self.compensation.bias)
-        held_g, held_b = held.system(self.compensation.bias)
+        weight = self.weight.double()
+        # fp32 is enough to compare ridges, and several times faster; one too small for fp32 is no candidate
+        g, b = (m.float() for m in fitted.system(weight, self.compensation.bias))
+        held_g, held_b = (m.float() for m in held.system(weight, self.compensation.bias))
         errors = []
         for ridge in RIDGES:
             delta = _ridge_solution(g, b, ridge)
+            if delta is None:
+                errors.append(float("inf"))
+                continue
             # ‖t − (W+Δ)x‖² = const − 2 tr(Δᵀ B) + tr(Δᵀ G Δ)
-            errors.append(((delta * (held_g @ delta)).sum() - 2 * (delta * held_b).sum()).item())
+            errors.append((delta * (held_g @ delta - 2 * held_b)).sum(dtype=torch.float64).item())
         return RIDGES[errors.index(min(errors))]
 
 
-def _ridge_solution(g: Tensor, b: Tensor, ridge: float) -> Tensor:
-    """`(G + λ diag(G))⁻¹ B`, fp64. An input that is always zero gets no weight."""
-    system = g.clone()
-    energy = system.diagonal().clone()
-    system.diagonal().add_(ridge * energy + 1e-12 * energy.mean() + torch.finfo(torch.float64).tiny)
-    return torch.cholesky_solve(b, cholesky(system))
+def _ridge_solution(g: Tensor, b: Tensor, ridge: float) -> Tensor | None:
+    """`(G + λ diag(G))⁻¹ B` in the dtype of `G`, None where that is singular. An input that is always zero stays."""
+    energy = g.diagonal()
+    scale = torch.where(energy > 0, energy, torch.ones_like(energy)).rsqrt()
+    system = g * scale[:, None] * scale  # unit diagonal: the ridge is relative to each input's own energy
+    system.diagonal().copy_(torch.full_like(energy, 1 + ridge))
+    factor, failed = torch.linalg.cholesky_ex(system)
+    return None if failed.item() else scale[:, None] * torch.cholesky_solve(scale[:, None] * b, factor)

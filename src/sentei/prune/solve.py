@@ -9,12 +9,12 @@ from sentei.errors import SenteiError
 
 
 def cholesky(matrix: Tensor, what: str = "a Gram matrix") -> Tensor:
-    """Lower Cholesky factor in fp64.
+    """Lower Cholesky factor, in the matrix's dtype.
 
     Raises:
         SenteiError: the matrix is not positive definite: its ridge is too small for these data.
     """
-    factor, failed = torch.linalg.cholesky_ex(matrix.double())
+    factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed.item():
         raise SenteiError(
             f"{what} of size {matrix.shape[0]} is not positive definite (row {failed.item()}); use more data"
@@ -24,12 +24,12 @@ def cholesky(matrix: Tensor, what: str = "a Gram matrix") -> Tensor:
 
 def solve(matrix: Tensor, right: Tensor, what: str = "a Gram matrix") -> Tensor:
     """`matrix⁻¹ right`, fp64."""
-    return torch.cholesky_solve(right.double(), cholesky(matrix, what))
+    return torch.cholesky_solve(right.double(), cholesky(matrix.double(), what))
 
 
 def inverse(matrix: Tensor, what: str = "a Gram matrix") -> Tensor:
     """`matrix⁻¹`, fp64."""
-    return torch.cholesky_inverse(cholesky(matrix, what))
+    return torch.cholesky_inverse(cholesky(matrix.double(), what))
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
