@@ -190,7 +190,7 @@ def main() -> None:
             zero_shot(methods),
         ),
         "Score × compensation × allocation": (
-            "`python benchmarks/cross.py`. Reduced: calibration 16 windows of 512, test 8 windows of 512 (in-domain). Differences "
+            "`python benchmarks/cross.py`. Reduced: calibration 8 windows of 512 (4,096 tokens), test 8 windows of 512 (in-domain). Differences "
             "of a few per cent are noise at this size.\n\n",
             cross(rows("cross")),
         ),
