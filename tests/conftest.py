@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: tests never use the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also in what the tests start: tiny models lose on two threads
 
 import pytest
 import torch
@@ -16,9 +17,7 @@ from sentei.models.load import Loaded, digest, load
 from sentei.plan import Plan
 from tiny import VARIANTS, make_plan, tiny_model, tiny_tokenizer
 
-
-ALL_THREADS = torch.get_num_threads()
-torch.set_num_threads(1)  # tiny models are ten times faster on one thread of a busy machine; fixtures of a module too
+ALL_THREADS = os.cpu_count() or 1
 
 
 @pytest.fixture(autouse=True)

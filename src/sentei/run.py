@@ -8,7 +8,6 @@ has not changed is kept. Every stage starts from the recipe's seed, so a resumed
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import os
 import shutil
@@ -191,17 +190,13 @@ class _Run:
             for item in stage.publishes:
                 _publish(self.dirs[name] / item, self.out / item)
 
-    @functools.cached_property
-    def _loaded(self) -> Loaded:
+    def _dense(self) -> Loaded:
+        """The dense model, anew for each stage: none finds what another one left in memory."""
         from sentei.models.load import load
 
         recipe = self.recipe
         self.progress.say(f"  loading {Path(recipe.model).name}")
         return load(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
-
-    def _dense(self) -> Loaded:
-        """The dense model, loaded once however many stages read it."""
-        return self._loaded
 
 
 def _seed(seed: int) -> None:

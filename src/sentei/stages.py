@@ -72,7 +72,7 @@ def _prove(context: Context) -> dict[str, Any]:
     recipe = context.recipe
     settings = recipe.prove.model_dump(exclude={"speed"})
     evidence = evaluate(
-        [context.dense(), context.before["cut"] / "model"],
+        [recipe.model, context.before["cut"] / "model"],
         with_speed=recipe.prove.speed,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,

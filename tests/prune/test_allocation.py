@@ -149,7 +149,7 @@ def test_engines_that_cannot_hold_fewer_heads_keep_them():
 
 
 def test_an_impossible_budget_says_what_is_reachable():
-    with pytest.raises(InfeasibleError, match="smallest legal model .* removed"):
+    with pytest.raises(InfeasibleError, match=r"smallest legal model .* removed"):
         ALLOCATIONS["global"].solve(problem(Budget(sparsity=0.95, target_engine="vllm", ffn_multiple=64)))
 
 

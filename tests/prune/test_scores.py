@@ -40,7 +40,7 @@ def refit_loss(stats, removed, weight=None):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_newtons_fifty_steps_are_one_solve(seed):
-    """The paper's iteration (arXiv 2412.12441, algorithm 1) from any start reaches z* = 1 − c·u after one step and stays."""
+    """The paper's iteration (arXiv 2412.12441, algorithm 1) from any start is at z* = 1 − c·u after one step."""
     stats = part(seed=seed)
     a = relaxed_system(stats)
     n, penalty, ratio = a.shape[0], 3.0, 0.3

@@ -19,8 +19,8 @@ TOKENS_PER_BATCH = 4096  # keeps the widest activation of a batch in the tens of
 
 
 def batches(windows: int, length: int) -> Iterator[slice]:
-    """Slices over the windows, about `TOKENS_PER_BATCH` tokens each."""
-    step = max(1, TOKENS_PER_BATCH // length)
+    """Slices over the windows, about `TOKENS_PER_BATCH` tokens each; eight or more where windows allow."""
+    step = max(1, min(TOKENS_PER_BATCH // length, windows // 8))
     for start in range(0, windows, step):
         yield slice(start, min(start + step, windows))
 

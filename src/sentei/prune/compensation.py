@@ -86,13 +86,18 @@ class _Sums:
     def plus(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, f) + getattr(other, f) for f in ("count", "gram", "cross", "inputs", "targets")))
 
-    def system(self, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
-        """`G` and `B = Σ x (t − W x)ᵀ` in fp64; centred where a bias is fitted jointly. `weight`: `[out, n]`, fp64."""
+    def system(self, weight: Tensor, centred: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """`G`, `B = Σ x (t − W x)ᵀ` and each input's energy in fp64. `weight`: `[out, n]`, fp64.
+
+        `G` and `B` are centred where a bias is fitted jointly. The energy never is: that of an input which
+        hardly varies would be rounding errors.
+        """
         g, c = torch.as_tensor(self.gram).double(), torch.as_tensor(self.cross).double()
+        energy = g.diagonal().clone()
         if centred:
             x, t = (torch.as_tensor(v).double() for v in (self.inputs, self.targets))
             g, c = g - torch.outer(x, x) / self.count, c - torch.outer(x, t) / self.count
-        return g, c - g @ weight.T
+        return g, c - g @ weight.T, energy
 
 
 @dataclass
@@ -137,11 +142,11 @@ class Fit:
             return RIDGES[len(RIDGES) // 2]
         weight = self.weight.double()
         # fp32 is enough to compare ridges, and several times faster; one too small for fp32 is no candidate
-        g, b = (m.float() for m in fitted.system(weight, self.compensation.bias))
-        held_g, held_b = (m.float() for m in held.system(weight, self.compensation.bias))
+        g, b, energy = (m.float() for m in fitted.system(weight, self.compensation.bias))
+        held_g, held_b, _ = (m.float() for m in held.system(weight, self.compensation.bias))
         errors = []
         for ridge in RIDGES:
-            delta = _ridge_solution(g, b, ridge)
+            delta = _ridge_solution(g, b, energy, ridge)
             if delta is None:
                 errors.append(float("inf"))
                 continue
@@ -150,11 +155,10 @@ class Fit:
         return RIDGES[errors.index(min(errors))]
 
 
-def _ridge_solution(g: Tensor, b: Tensor, ridge: float) -> Tensor | None:
-    """`(G + λ diag(G))⁻¹ B` in the dtype of `G`, None where that is singular. An input that is always zero stays."""
-    energy = g.diagonal()
+def _ridge_solution(g: Tensor, b: Tensor, energy: Tensor, ridge: float) -> Tensor | None:
+    """`(G + λ diag(energy))⁻¹ B` in `G`'s dtype, None where singular. An input that is always zero stays."""
     scale = torch.where(energy > 0, energy, torch.ones_like(energy)).rsqrt()
-    system = g * scale[:, None] * scale  # unit diagonal: the ridge is relative to each input's own energy
-    system.diagonal().copy_(torch.full_like(energy, 1 + ridge))
+    system = g * scale[:, None] * scale
+    system.diagonal().add_(torch.where(energy > 0, ridge, 1.0).to(g.dtype))
     factor, failed = torch.linalg.cholesky_ex(system)
     return None if failed.item() else scale[:, None] * torch.cholesky_solve(scale[:, None] * b, factor)

@@ -112,7 +112,7 @@ def _whole(profile: Profile, index: int) -> BlockCurves:
 
 
 def _block_plan(problem: Problem, index: int, choice: Choice, scale: str) -> BlockPlan:
-    curves, full = problem.curves[index], problem.dense.blocks[index]
+    curves = problem.curves[index]
     option = curves.attention[choice.attention]
     kept = sorted(curves.ffn_order[choice.removed :])
     unit = {"nats": " nats", "output": " (weighted output error)", "none": " (score units)"}[scale]
@@ -121,8 +121,5 @@ def _block_plan(problem: Problem, index: int, choice: Choice, scale: str) -> Blo
         kv_groups=list(option.kv_groups),
         query_heads=[list(heads) for heads in option.query_heads],
         ffn=kept,
-        reason=(
-            f"keeps {len(option.kv_groups)}/{full.kv_groups} KV groups of {option.heads_per_group} query heads and "
-            f"{len(kept)}/{full.ffn} FFN channels; predicted loss {losses}; in/out cosine {problem.angles[index]:.3f}"
-        ),
+        reason=(f"predicted loss {losses}; in/out cosine {problem.angles[index]:.3f}"),
     )
