@@ -42,6 +42,11 @@ print(type(model).__name__, type(model).__module__.split(".")[0], "sentei" in sy
 """
 
 
+def close(got, wanted):
+    """Equal but for fp32 rounding: another process may sum in another order."""
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
 def cut(model, seed=1, compensation="none"):
     plan = make_plan(model, random_blocks(family_of(model.config).shape(model.config), seed), compensation)
     return prune(model, plan), plan
@@ -85,8 +90,8 @@ def test_loads_and_generates_without_sentei(variant, ids, tmp_path):
     save(pruned, tmp_path / "m", tokenizer=tiny_tokenizer(), plan=plan)
     printed, got = standalone(tmp_path, ids)
     assert printed == f"{type(pruned).__name__} transformers_modules False"
-    torch.testing.assert_close(got["logits"], logits(pruned, ids))
-    torch.testing.assert_close(got["from_hidden"], got["logits"])
+    close(got["logits"], logits(pruned, ids))
+    close(got["from_hidden"], got["logits"])
 
 
 def test_real_model_without_sentei(stories, tmp_path):
@@ -95,7 +100,7 @@ def test_real_model_without_sentei(stories, tmp_path):
     ids = stories.tokenizer("Once upon a time", return_tensors="pt").input_ids
     printed, got = standalone(tmp_path, ids)
     assert printed.startswith("SenteiLlamaForCausalLM transformers_modules")
-    torch.testing.assert_close(got["logits"], logits(pruned, ids))
+    close(got["logits"], logits(pruned, ids))
 
 
 def test_a_uniform_plan_is_a_stock_model_without_custom_code(ids, tmp_path):
@@ -106,7 +111,7 @@ def test_a_uniform_plan_is_a_stock_model_without_custom_code(ids, tmp_path):
     assert not list((tmp_path / "m").glob("*.py"))
     printed, got = standalone(tmp_path, ids, trust=False)
     assert printed == "MistralForCausalLM transformers False"
-    torch.testing.assert_close(got["logits"], logits(pruned, ids))
+    close(got["logits"], logits(pruned, ids))
     assert "no custom code" in (tmp_path / "m" / "README.md").read_text()
 
 

@@ -106,7 +106,7 @@ _MEMORY = {
     "kv_cache_bytes": "KV cache",
     "peak_rss_bytes": "peak of the process",
     "peak_device_bytes": "peak of the device",
-    "disk_bytes": "on disk",
+    "disk_bytes": "on disk, as stored",
 }
 
 
@@ -143,7 +143,8 @@ def collect(evidence: Mapping[str, Any]) -> list[Figure]:
 
     def counted(group: Group, name: str, values: list[float | None], unit: str) -> Figure:
         first = values[0]
-        changes = [Change(v / first, None, "ratio") if v is not None and first else None for v in values[1:]]
+        comparable = name != _MEMORY["disk_bytes"]  # a dense model is often stored in another dtype than the pruned one
+        changes = [Change(v / first, None, "ratio") if v and first and comparable else None for v in values[1:]]
         return Figure(group, name, unit, "lower", values, [None] * len(values), "", changes)
 
     return [
