@@ -38,3 +38,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for a misspelt name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An error of another library, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

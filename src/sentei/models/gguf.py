@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sentei.errors import InputError
+from sentei.errors import InputError, one_line
 from sentei.files import atomic_dir, hash_file
-from sentei.models.source import one_line
 
 _FORMAT = "1"  # of the cache; raise it when the conversion changes
 

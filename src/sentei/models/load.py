@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from sentei.errors import InputError, nearest
+from sentei.errors import InputError, nearest, one_line
 from sentei.families import FAMILIES, family_of
 from sentei.files import read_json
-from sentei.models.source import find, one_line
+from sentei.models.source import find
 from sentei.models.weights import digest, read_weights, weight_files
 
 if TYPE_CHECKING:

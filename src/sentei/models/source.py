@@ -77,11 +77,6 @@ def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
     return Source(_from_hub(text, trust_remote_code), text, text)
 
 
-def one_line(error: BaseException) -> str:
-    """An error of another library, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _built_in(name: str) -> Source:
     from sentei.models.gguf import converted
 
