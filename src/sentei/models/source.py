@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sentei.errors import InputError, nearest
+from sentei.errors import InputError, nearest, one_line
 
 
 @dataclass(frozen=True)
