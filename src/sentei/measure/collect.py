@@ -57,9 +57,10 @@ def measure(
     windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
     graded = min(len(windows), -(-gradient_tokens // windows.shape[1]))
     shape = family.shape(net.config)
-    with (progress or Progress()).stage(
-        "measure", total=len(shape.blocks) * (2 if graded else 1), unit="blocks"
-    ) as bar:
+    progress = progress or Progress()
+    needed = _memory_needed(shape, windows.numel(), graded * windows.shape[1], net.dtype.itemsize)
+    progress.say(f"  measure: {windows.numel():,} tokens, {needed / 1e9:.1f} GB of memory beside the model")
+    with progress.stage("measure", total=len(shape.blocks) * (2 if graded else 1), unit="blocks") as bar:
         hidden = embed(family, net, windows)
         blocks: list[BlockStats] = []
         entered: list[Tensor] = []  # what enters each block, of the windows that the gradient pass reads
@@ -83,6 +84,16 @@ def measure(
         blocks=blocks,
         info={"model": loaded.name, "data": data if isinstance(data, str) else "in memory", "dtype": str(net.dtype)},
     )
+
+
+def _memory_needed(shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int) -> int:
+    """Bytes of the hidden states (all tokens once, the gradient pass's at every block) and of the statistics in fp32."""
+    states = (tokens + gradient_tokens * len(shape.blocks)) * shape.hidden * itemsize
+    numbers = 0
+    for block in shape.blocks:
+        for n in (block.kv_groups * block.heads_per_group * shape.head_dim, block.ffn):
+            numbers += n * (n + shape.hidden) + (2 if gradient_tokens else 1) * shape.hidden**2
+    return states + 4 * numbers
 
 
 @torch.no_grad()

@@ -62,7 +62,12 @@ def cut(
     windows = None
     if compensation is not COMPENSATIONS["none"]:
         windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
-    with torch.no_grad(), (progress or Progress()).stage("cut", total=len(plan.blocks), unit="blocks") as bar:
+    progress = progress or Progress()
+    if windows is not None:
+        widest = max(max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks)
+        needed = windows.numel() * (2 * plan.dense.hidden + widest) * dense.dtype.itemsize
+        progress.say(f"  cut: {windows.numel():,} tokens, {needed / 1e9:.1f} GB of memory beside the two models")
+    with torch.no_grad(), progress.stage("cut", total=len(plan.blocks), unit="blocks") as bar:
         streams = None
         if windows is not None:
             entered = embed(family, dense, windows)
