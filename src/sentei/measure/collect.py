@@ -87,7 +87,7 @@ def measure(
 
 
 def _memory_needed(shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int) -> int:
-    """Bytes of the hidden states (all tokens once, the gradient pass's at every block) and of the statistics in fp32."""
+    """Bytes of the hidden states (all once, the gradient pass's at every block) and of the statistics in fp32."""
     states = (tokens + gradient_tokens * len(shape.blocks)) * shape.hidden * itemsize
     numbers = 0
     for block in shape.blocks:
