@@ -227,3 +227,16 @@ def test_sizes_that_do_not_divide_are_refused_when_loading(tmp_path):
     file.write_text(json.dumps(config))
     with pytest.raises(InputError, match="layer 0: num_attention_heads 5 is no multiple"):
         load(tmp_path / "m")
+
+
+def test_a_saved_model_declares_the_dtype_of_its_source(tmp_path, ids):
+    """Computed in bf16, stored in bf16, loaded by transformers as its author declared: fp32 here."""
+    save(tiny_model("llama"), tmp_path / "source", tokenizer=tiny_tokenizer())
+    assert json.loads((tmp_path / "source" / "config.json").read_text())["dtype"] == "float32"
+    loaded = load(tmp_path / "source", dtype="bfloat16")
+    pruned, plan = cut(loaded.model)
+    save(pruned, tmp_path / "pruned", plan=plan)
+    values = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    assert values["dtype"] == "float32" and "sentei_dtype" not in values
+    assert load(tmp_path / "pruned", dtype="auto").model.dtype == torch.float32
+    assert load(tmp_path / "pruned").model.dtype == torch.bfloat16

@@ -79,6 +79,9 @@ def load(
         model = _load_known(found.directory, model_type, files, dtype, where)
     if not getattr(model.config, "sentei_source", None):
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
+    model.config.sentei_dtype = str(
+        values.get("dtype") or values.get("torch_dtype") or "float32"
+    )  # what `save` declares
     tokenizer = _load_tokenizer(found.directory, model.config, trust_remote_code)
     return Loaded(model, tokenizer, found.name, digest(model))
 

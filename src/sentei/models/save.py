@@ -75,6 +75,9 @@ def _mend_config(directory: Path, class_name: str, plan: Plan | None, *, bundled
     """What transformers does not write itself: where the code is, both spellings of RoPE, and where this came from."""
     values = read_json(directory / "config.json")
     values.pop("_name_or_path", None)  # a path of this machine
+    # Weights are stored as they were computed; they load as the dense model's author declared. In fp32, for one,
+    # generation with and without a cache gives the same text, which bf16's near-ties do not promise.
+    values["dtype"] = values.pop("sentei_dtype", None) or values.get("dtype", "float32")
     values["architectures"] = [class_name]
     values.pop("auto_map", None)
     if bundled:
