@@ -66,13 +66,13 @@ STAGES: Registry[Stage] = Registry(
 
 @dataclass
 class Context:
-    """What a stage gets: the recipe, where to write (`out`), and the directories of the stages before it."""
+    """What a stage gets: the recipe, where to write (`out`), the dense model, and the directories of earlier stages."""
 
     recipe: Recipe
     out: Path
     progress: Progress
+    dense: Callable[[], Loaded]
     before: dict[str, Path] = field(default_factory=dict)
-    dense: Callable[[], Loaded] = lambda: (_ for _ in ()).throw(AssertionError("set by the engine"))
 
 
 def run(
@@ -176,7 +176,7 @@ class _Run:
         started = time.monotonic()
         with atomic_dir(self.dirs[name], overwrite=True) as scratch:
             before = {other: self.dirs[other] for other in self.stages[name].after}
-            context = Context(self.recipe, scratch, self.progress, before, self._dense)
+            context = Context(self.recipe, scratch, self.progress, self._dense, before)
             _seed(self.recipe.seed)
             summary = self.stages[name].work(context)
             seconds = round(time.monotonic() - started, 3)
