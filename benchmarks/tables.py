@@ -200,7 +200,9 @@ def main() -> None:
         ),
         "Cost and speed": ("`python benchmarks/cost.py`\n\n", cost(rows("cost"))),
     }
-    text = INTRO + "".join(f"## {title}\n\n{words}{body or 'Not run yet.'}\n" for title, (words, body) in parts.items())
+    text = INTRO + "".join(
+        f"## {title}\n\n{words}{body or 'Not run yet.' + chr(10) * 2}" for title, (words, body) in parts.items()
+    )
     DOCS.write_text(text.rstrip().replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
     print(DOCS)
 
