@@ -140,7 +140,7 @@ class _Run:
                 for name in self.stages:
                     self._stage(name, keys[name])
                 self._publish()
-            except Exception:
+            except Exception:  # whatever went wrong, an empty run directory is not left behind
                 if fresh and not any(path.exists() for path in self.dirs.values()):
                     shutil.rmtree(self.out)  # nothing was done that a resume could use
                 raise

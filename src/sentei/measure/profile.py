@@ -67,6 +67,7 @@ class Profile:
         gradient_tokens: how many of them the gradient pass read; 0 without it.
         blocks: in order.
         info: names and settings, for reports.
+        curves: removal curves by score and seed, filled by planning to solve another budget at once; not saved.
     """
 
     shape: ModelShape
@@ -77,6 +78,7 @@ class Profile:
     gradient_tokens: int
     blocks: list[BlockStats]
     info: dict[str, Any] = field(default_factory=dict)
+    curves: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def _head(self) -> dict[str, Any]:
         return {

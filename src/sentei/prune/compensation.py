@@ -23,7 +23,7 @@ from sentei.measure.stream import column_sum, cross, gram
 from sentei.registry import Registry
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-RESIDUAL_SHARE = 0.75  # 0.5 to 1 differ by less than 1 % of perplexity (docs/benchmarks.md), 0 costs 7 %
+RESIDUAL_SHARE = 0.75  # 0.5 to 1 differ by less than 1 % of perplexity (docs/methods.md), 0 costs 7 %
 HELD_OUT = 8  # every eighth batch judges the ridge
 
 

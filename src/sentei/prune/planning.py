@@ -10,10 +10,6 @@ from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
 from sentei.prune.scores import SCORES, Score
 
-_curves: dict[
-    tuple[str, str, int], list[BlockCurves]
-] = {}  # of the last profile and score: budgets are re-solved at once
-
 
 def plan(
     profile: Profile,
@@ -75,17 +71,16 @@ def plan(
 
 
 def curves_of(profile: Profile, score: Score, seed: int = 0) -> list[BlockCurves]:
-    """The removal curves of every block, computed once per profile, score and seed."""
-    key = (profile.digest(), score.name, seed)
-    if key not in _curves:
-        _curves.clear()
-        _curves[key] = [
+    """The removal curves of every block, computed once per score and seed and kept with the profile."""
+    key = (score.name, seed)
+    if key not in profile.curves:
+        profile.curves[key] = [
             rank_block(
                 stats, profile.shape, i, score, (_weight(stats.attention, score), _weight(stats.ffn, score)), seed
             )
             for i, stats in enumerate(profile.blocks)
         ]
-    return _curves[key]
+    return profile.curves[key]
 
 
 def _weight(part: PartStats | None, score: Score) -> float:

@@ -8,28 +8,28 @@ from torch import Tensor
 from sentei.errors import SenteiError
 
 
-def cholesky(matrix: Tensor, what: str = "a Gram matrix") -> Tensor:
-    """Lower Cholesky factor, in the matrix's dtype.
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor, fp64.
 
     Raises:
         SenteiError: the matrix is not positive definite: its ridge is too small for these data.
     """
-    factor, failed = torch.linalg.cholesky_ex(matrix)
+    factor, failed = torch.linalg.cholesky_ex(matrix.double())
     if failed.item():
         raise SenteiError(
-            f"{what} of size {matrix.shape[0]} is not positive definite (row {failed.item()}); use more data"
+            f"a Gram matrix of size {matrix.shape[0]} is not positive definite (row {failed.item()}); use more data"
         )
     return factor
 
 
-def solve(matrix: Tensor, right: Tensor, what: str = "a Gram matrix") -> Tensor:
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
     """`matrix⁻¹ right`, fp64."""
-    return torch.cholesky_solve(right.double(), cholesky(matrix.double(), what))
+    return torch.cholesky_solve(right.double(), _cholesky(matrix))
 
 
-def inverse(matrix: Tensor, what: str = "a Gram matrix") -> Tensor:
+def inverse(matrix: Tensor) -> Tensor:
     """`matrix⁻¹`, fp64."""
-    return torch.cholesky_inverse(cholesky(matrix.double(), what))
+    return torch.cholesky_inverse(_cholesky(matrix))
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
