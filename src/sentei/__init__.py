@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from sentei.prune.cut import cut as cut
     from sentei.prune.planning import plan as plan
     from sentei.recipe import Recipe as Recipe
+    from sentei.recover.select.select import reselect as reselect
+    from sentei.recover.select.select import select as select
+    from sentei.recover.select.selection import Selection as Selection
+    from sentei.recover.tune.tune import tune as tune
     from sentei.run import resume as resume
     from sentei.run import run as run
 
@@ -33,14 +37,18 @@ _API = {
     "Plan": "sentei.plan",
     "Profile": "sentei.measure.profile",
     "Recipe": "sentei.recipe",
+    "Selection": "sentei.recover.select.selection",
     "cut": "sentei.prune.cut",
     "evaluate": "sentei.prove.evaluate",
     "load": "sentei.models.load",
     "measure": "sentei.measure.collect",
     "plan": "sentei.prune.planning",
+    "reselect": "sentei.recover.select.select",
     "resume": "sentei.run",
     "run": "sentei.run",
     "save": "sentei.models.save",
+    "select": "sentei.recover.select.select",
+    "tune": "sentei.recover.tune.tune",
 }
 
 __all__ = ["__version__", *sorted(_API)]

@@ -63,6 +63,35 @@ def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A file that appears at `path` only when the block, which writes to the path it gets, ends without an error."""
+    from safetensors import SafetensorError
+
+    scratch = path.with_name(f".{path.name}.new")
+    with _mended(path):
+        try:
+            yield scratch
+            os.replace(scratch, path)
+        except SafetensorError as error:  # its own name for a full disk
+            raise InputError(f"cannot write {path}: {error}; free space or choose another place") from error
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def work_dir(out: Path, key: Any) -> Iterator[Path]:
+    """A directory beside `out` for work that can be gone on with; it is removed when the block ends without an error.
+
+    Its name holds the hash of `key` (JSON: all that the work depends on), so other settings find another directory.
+    """
+    path = out.absolute().parent / f".{out.name}.partial-{hash_json(key)[:12]}"
+    with _mended(path):
+        path.mkdir(parents=True, exist_ok=True)
+    yield path
+    shutil.rmtree(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file through a temporary one and a rename."""
     path = Path(path)

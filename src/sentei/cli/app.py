@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-VERBS = ("measure", "plan", "cut", "eval", "run", "resume", "report", "methods", "doctor")
+VERBS = ("measure", "plan", "cut", "select", "tune", "eval", "run", "resume", "report", "methods", "doctor")
 
 
 class InOrder(TyperGroup):

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentei.data.rows import decode, read_bytes, read_jsonl
+from sentei.data.rows import decode, read_bytes
+from sentei.data.sources import ROW_FILES, file_rows, find_files, hf_rows
 from sentei.errors import InputError, nearest
 
 if TYPE_CHECKING:
     import torch
 
-FORMATS = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+FORMATS = (".txt", *ROW_FILES)
 
 
 def read_texts(source: str | Path, *, field: str | None = None) -> list[str]:
@@ -32,59 +33,18 @@ def read_texts(source: str | Path, *, field: str | None = None) -> list[str]:
 
         return demo_texts("calibrate")
     if str(source).startswith("hf:"):
-        texts = _read_hf(str(source), field)
+        texts = _column(hf_rows(str(source)), field)
     else:
-        path = Path(source)
-        files = sorted(p for p in path.rglob("*") if p.name.endswith(FORMATS)) if path.is_dir() else [path]
-        if not files:
-            raise InputError(f"{path} has no text in it; expected files that end in {', '.join(FORMATS)}")
-        texts = [text for file in files for text in _read_file(file, field)]
+        texts = [text for file in find_files(Path(source), FORMATS) for text in _read_file(file, field)]
     if not any(text.strip() for text in texts):
         raise InputError(f"{source} is empty: there is no text in it; give a file with some")
     return texts
 
 
 def _read_file(path: Path, field: str | None) -> list[str]:
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return _column(((f"{path}:{number}", row) for number, row in read_jsonl(path)), field)
     if path.suffix == ".txt":
         return [decode(read_bytes(path), path)]
-    if path.suffix == ".parquet":
-        return _read_parquet(path, field)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a file, a directory, hf:name[:config[:split]] or demo")
-    raise InputError(f"{path} has an unknown format; expected a name that ends in {', '.join(FORMATS)}")
-
-
-def _read_parquet(path: Path, field: str | None) -> list[str]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-    return _column(((f"{path}: row {number}", row) for number, row in enumerate(rows)), field)
-
-
-def _read_hf(source: str, field: str | None) -> list[str]:
-    import datasets
-
-    name, config, split, *rest = [*source.removeprefix("hf:").split(":"), "", ""]
-    if not name or any(rest):
-        raise InputError(
-            f"{source} is not understood; expected hf:name[:config[:split]], such as hf:wikitext:wikitext-2-raw-v1:test"
-        )
-    try:
-        if Path(name, "state.json").exists():  # written by Dataset.save_to_disk
-            data = datasets.load_from_disk(name)
-        else:
-            data = datasets.load_dataset(name, config or None, split=split or "train")
-    except Exception as error:  # datasets raises errors of many libraries; all mean that it cannot be read
-        raise InputError(
-            f"{source} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error
-    return _column(((f"{source}: row {number}", row) for number, row in enumerate(data)), field)
+    return _column(file_rows(path), field)
 
 
 def _column(rows: Iterable[tuple[str, dict[str, Any]]], field: str | None) -> list[str]:

@@ -1,0 +1,116 @@
+"""`sentei select`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Out, Overwrite, Trust, print_json
+
+
+def select_command(
+    out: Out,
+    budget: Annotated[
+        str, typer.Option(help="Share of the pool (0.2, 20%), rows (500), or tokens ('40000 tokens').", metavar="N")
+    ],
+    selection: Annotated[
+        Path | None,
+        typer.Argument(metavar="[SELECTION]", help="Select again from the stored scores of this directory, no model."),
+    ] = None,
+    dense: Annotated[str | None, typer.Option(help="The model before pruning.", metavar="MODEL")] = None,
+    pruned: Annotated[str | None, typer.Option(help="The model after it.", metavar="MODEL")] = None,
+    pool: Annotated[str | None, typer.Option(help="Candidates: JSONL(.gz), parquet, directory, hf:name.")] = None,
+    pool_format: Annotated[
+        str | None, typer.Option(help="alpaca, sharegpt, messages, completion, text; default: by the keys.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(help="auto, or a baseline; `sentei methods` lists them.")] = None,
+    filters: Annotated[
+        list[str] | None, typer.Option(help="Filters, or none; default: those of the strategy.", metavar="F...")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Texts of the wanted capability, a pool of any format.")] = None,
+    clusters: Annotated[int | None, typer.Option(min=1, help="Number of clusters; default: by rule.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Exponent on the damage of a cluster.")] = 1.0,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="Factor on a cluster's share: 3=2.0 doubles cluster 3.", metavar="K=W...")
+    ] = None,
+    minimum: Annotated[int, typer.Option(min=0, help="Rows (or tokens) for every cluster.")] = 0,
+    ids: Annotated[Path | None, typer.Option(help="For the strategy ids: JSONL or lines of ids, best first.")] = None,
+    length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
+    top: Annotated[int, typer.Option(min=0, help="Teacher's tokens kept per position, for distillation.")] = 16,
+    embedder: Annotated[
+        str | None, typer.Option(help="A sentence-transformers model; default: the embedded one.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of clustering and of what is random.")] = 0,
+    dtype: DtypeOption = Dtype.bfloat16,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Choose recovery data by where pruning did damage; writes the rows, a reason for every row, and a page."""
+    from sentei.errors import InputError
+    from sentei.files import check_output
+    from sentei.recover.select.choices import parse_weights, read_ids
+
+    check_output(out, overwrite=overwrite)
+    choice: dict[str, Any] = {
+        "temperature": temperature,
+        "weights": parse_weights(weight or []),
+        "minimum": minimum,
+        "ids": read_ids(ids) if ids else (),
+    }
+    common: dict[str, Any] = {"budget": budget, "seed": seed, "overwrite": overwrite, **choice}
+    if selection is not None:
+        given = {"--dense": dense, "--pruned": pruned, "--pool": pool, "--target": target, "--filters": filters}
+        if any(given.values()):
+            names = ", ".join(name for name, value in given.items() if value)
+            raise InputError(f"{names} cannot be changed without the models; leave {selection} out to score anew")
+        from sentei.recover.select.select import reselect
+
+        made = reselect(selection, out, strategy=strategy, **common)
+    else:
+        missing = [name for name, value in (("--dense", dense), ("--pruned", pruned), ("--pool", pool)) if not value]
+        if missing:
+            raise InputError(
+                f"{', '.join(missing)} missing; give --dense, --pruned and --pool, or a selection directory"
+            )
+        made = _score(
+            str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, trust_remote_code,
+            strategy=strategy or "auto", filters=None if filters is None else [f for f in filters if f != "none"],
+            clusters=clusters, length=length, top=top, embedder=embedder, **common,
+        )  # fmt: skip
+    about = made.about["budget"]
+    if format is Format.json:
+        print_json({"schema_version": 1, "selection": str(out), **about})
+    else:
+        size = f"{about['selected']:,} rows, {about['tokens']:,} tokens"
+        typer.echo(f"{out}: {size}; look at {out / 'selection.html'}; next: sentei tune PRUNED --data {out} --out …")
+
+
+def _score(
+    dense: str,
+    pruned: str,
+    pool: str,
+    pool_format: str | None,
+    target: str | None,
+    out: Path,
+    dtype: str,
+    trust_remote_code: bool,
+    **options: Any,
+) -> Any:
+    """Reads the data, which may be wrong, before the models, which take long."""
+    from sentei.data.pools import read_pool
+    from sentei.progress import TerminalProgress
+    from sentei.recover.select.picking import Amount
+    from sentei.recover.select.select import find_strategy, select
+
+    Amount.parse(options["budget"])
+    find_strategy(options["strategy"])
+    rows = read_pool(pool, format=pool_format)
+    wanted = [row.prompt for row in read_pool(target).rows] if target else ()
+    from sentei.models.load import load
+
+    progress = TerminalProgress()
+    models = [load(name, dtype=dtype, trust_remote_code=trust_remote_code) for name in (dense, pruned)]
+    return select(models[0], models[1], rows, out, target=wanted, progress=progress, **options)

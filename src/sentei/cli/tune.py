@@ -1,0 +1,75 @@
+"""`sentei tune`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+
+
+def tune_command(
+    model: Model,
+    data: Annotated[str, typer.Option(help="A selection directory, or a pool: JSONL(.gz), parquet, hf:name.")],
+    out: Out,
+    adapter: Annotated[str, typer.Option(help="What is trained; `sentei methods` lists them.")] = "lora+sparse",
+    budget_params: Annotated[
+        str, typer.Option(help="Trainable parameters: 1% of the block params, or a number.", metavar="N")
+    ] = "1%",
+    teacher: Annotated[str | None, typer.Option(help="The dense model, for distillation.", metavar="MODEL")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="sft, kd or both; default: both where there is a teacher or a selection.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Read this many tokens, prompts included.")] = 200_000,
+    learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Highest; default: the adapter's.")] = None,
+    length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
+    batch_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a step, padding included.")] = 2048,
+    evaluations: Annotated[int, typer.Option(min=1, help="How often to look at held-out rows.")] = 10,
+    patience: Annotated[int, typer.Option(min=0, help="Looks without gain before an early stop; 0: never.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of order, held-out rows and starts.")] = 0,
+    dtype: DtypeOption = Dtype.bfloat16,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Train the few parameters that matter on recovery data; the result loads like the model it came from."""
+    from sentei.errors import InputError, QualityError, nearest
+    from sentei.files import check_output, work_dir
+    from sentei.recover.tune.adapters import ADAPTERS
+
+    check_output(out, overwrite=overwrite)
+    if adapter not in ADAPTERS:
+        raise InputError(f"unknown adapter {adapter!r}{nearest(adapter, ADAPTERS)}; known: {', '.join(ADAPTERS)}")
+    settings: dict[str, Any] = {
+        "adapter": adapter,
+        "budget_params": budget_params,
+        "loss": loss,
+        "tokens": tokens,
+        "learning_rate": learning_rate,
+        "length": length,
+        "batch_tokens": batch_tokens,
+        "evaluations": evaluations,
+        "patience": patience or None,
+        "seed": seed,
+    }
+    from sentei.models.load import load
+    from sentei.progress import TerminalProgress
+    from sentei.recover.tune.tune import check, tune
+    from sentei.run import fingerprint
+
+    check(data, adapter=adapter, loss=loss)
+    small = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    large = None
+    if teacher is not None and loss != "sft":
+        large = load(teacher, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    key = [settings, small.digest, large.digest if large else None, fingerprint(data), dtype.value]
+    with work_dir(out, key) as work:
+        tuned = tune(small, data, teacher=large, work=work, progress=TerminalProgress(), **settings)
+        tuned.save(out, overwrite=overwrite)
+    if format is Format.json:
+        print_json({"model": str(out), **tuned.record})
+    else:
+        typer.echo(f"{out}: {tuned.record['recommendation']}; next: sentei eval {model} {out} --text …")
+    if tuned.record["stopped"] == "diverged":
+        raise QualityError(f"{out}: {tuned.record['note']}")

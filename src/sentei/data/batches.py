@@ -1,0 +1,103 @@
+"""Batches of samples of similar length: padding costs nothing worth saving, and no attention mask is needed.
+
+Rows are padded on the right. In a causal model no real token sees the padding, so attention keeps its fast causal path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sentei.data.chat import Sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side.
+
+    Attributes:
+        rows: which samples, as indices into the sequence they came from.
+        ids: token ids, int64 [B, T]; padding is token 0.
+        response: which tokens the model is asked to say, bool [B, T].
+    """
+
+    rows: tuple[int, ...]
+    ids: Tensor
+    response: Tensor
+
+    @property
+    def sources(self) -> Tensor:
+        """Positions whose next token is a target, bool [B, T]."""
+        shifted = torch.zeros_like(self.response)
+        shifted[:, :-1] = self.response[:, 1:]
+        return shifted
+
+    @property
+    def targets(self) -> Tensor:
+        """The tokens asked for, int64 [N], row by row as `sources` has them."""
+        return self.ids[:, 1:][self.response[:, 1:]]
+
+    @property
+    def owners(self) -> Tensor:
+        """Which row of the batch each target belongs to, int64 [N]."""
+        return torch.nonzero(self.response[:, 1:])[:, 0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.rows, self.ids.to(device), self.response.to(device))
+
+
+def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Indices of samples in batches of similar length, longest first, so that memory runs out at once or never.
+
+    Args:
+        lengths: tokens per sample.
+        tokens: at most this many in a batch, padding included; a longer sample is a batch of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    return _fill(order, lengths, tokens)
+
+
+def shuffled(lengths: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
+    """As `by_length`, in random order and from random neighbours: batches for one epoch of training.
+
+    Samples are shuffled, sorted by length within stretches of about 32 batches, and cut; the batches are shuffled.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(lengths)).tolist()
+    stretch = max(1, 32 * tokens // max(1, int(np.mean(lengths)))) if len(lengths) else 1
+    batches = []
+    for start in range(0, len(order), stretch):
+        part = sorted(order[start : start + stretch], key=lambda i: -lengths[i])
+        batches += _fill(part, lengths, tokens)
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def pad(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
+    """The samples at `rows` as one batch."""
+    longest = max(len(samples[row].ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    response = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for at, row in enumerate(rows):
+        sample = samples[row]
+        ids[at, : len(sample.ids)] = torch.from_numpy(sample.ids.astype(np.int64))
+        response[at, : len(sample.ids)] = torch.from_numpy(sample.response)
+    return Batch(tuple(rows), ids, response)
+
+
+def _fill(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Cuts an order of falling lengths into batches of at most `tokens`, padding included."""
+    batches: list[list[int]] = []
+    widest = 0
+    for index in order:
+        if not batches or (len(batches[-1]) + 1) * widest > tokens:
+            batches.append([])
+            widest = lengths[index]
+        batches[-1].append(index)
+    return batches

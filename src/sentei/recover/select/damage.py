@@ -1,0 +1,201 @@
+"""Damage: how far the pruned model's next-token distributions are from the dense model's, on the response of each row.
+
+Each row goes once through each model; what comes out is written shard by shard, so a killed scoring goes on where it
+was, and another selection or a distillation needs no model at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from sentei.data.batches import Batch, by_length, pad
+from sentei.data.chat import Sample
+from sentei.files import atomic_file
+from sentei.progress import Progress
+from sentei.prove.forward import evaluating, final_hidden, logits, score_targets
+from sentei.recover.attention import short_attention
+
+TOP = 16  # tokens of the teacher that are kept at each position
+SHARD_TOKENS = 1 << 16
+# Elements of a chunk of logits, 12 MB in fp32. Measured: smaller ones waste the product with the head, larger ones
+# leave the cache.
+CHUNK = 3 << 20
+_LOG_NOTHING = -1e4  # stands for log 0, which would make 0 · (−∞)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one pass of both models says about each row of a pool; NaN where a row has no response.
+
+    Attributes:
+        jsd: mean Jensen–Shannon divergence per response token, nats, 0 to ln 2, float32 [N].
+        dense_nll: mean negative log-likelihood of the response under the dense model, nats per token, float32 [N].
+        pruned_nll: the same under the pruned model.
+        alone_nll: the same under the dense model, which does not get to see the prompt; NaN unless asked for.
+    """
+
+    jsd: np.ndarray
+    dense_nll: np.ndarray
+    pruned_nll: np.ndarray
+    alone_nll: np.ndarray
+
+    @property
+    def ifd(self) -> np.ndarray:
+        """Instruction-following difficulty: perplexity of the response with the prompt by that without, float32 [N]."""
+        return np.exp(self.dense_nll - self.alone_nll)
+
+
+def score(
+    dense: Any,
+    pruned: Any | None,
+    samples: Sequence[Sample],
+    directory: Path,
+    *,
+    top: int = TOP,
+    alone: bool = False,
+    tokens: int = 4096,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores every sample with a response, once by each model; shards that are in `directory` are not done again.
+
+    Args:
+        dense: the model before pruning, which is also the teacher.
+        pruned: the model after it, with the same tokens; None: only the teacher reads, and there is no damage.
+        samples: one per row of the pool.
+        directory: where the shards go; it belongs to these models and samples.
+        top: how many of the teacher's likeliest tokens are kept per position, for distillation; 0 keeps none.
+        alone: let the dense model also read each response without its prompt, for `Scores.ifd`.
+        tokens: tokens per batch, padding included.
+        progress: told about each batch, in tokens.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    wanted = [row for row, sample in enumerate(samples) if sample.response[1:].any()]
+    lengths = [len(samples[row].ids) for row in wanted]
+    batches = [[wanted[i] for i in batch] for batch in by_length(lengths, tokens)]
+    progress = progress or Progress()
+    models = [model for model in (dense, pruned) if model is not None]
+    with contextlib.ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluating(model))
+        stack.enter_context(short_attention(*models))
+        bar = stack.enter_context(progress.stage("score", sum(lengths), "tokens"))
+        for number, shard in enumerate(_shards(batches, samples)):
+            path = shard_path(directory, number)
+            if not path.exists():
+                parts = []
+                for rows in shard:
+                    part = _score_batch(dense, pruned, pad(samples, rows), top)
+                    parts.append(part | {"alone_nll": _alone(dense, samples, rows, alone)})
+                    bar.advance(sum(len(samples[row].ids) for row in rows))
+                with atomic_file(path) as scratch:
+                    save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, scratch)
+            else:
+                bar.advance(sum(len(samples[row].ids) for rows in shard for row in rows))
+    return read_scores(directory, len(samples))
+
+
+def read_scores(directory: Path, rows: int) -> Scores:
+    """The scores of a pool of `rows` rows from the shards of a directory."""
+    found = {field.name: np.full(rows, np.nan, np.float32) for field in fields(Scores)}
+    for path in sorted(directory.glob("scores-*.safetensors")):
+        shard = load_file(path)
+        for name, values in found.items():
+            values[shard["rows"]] = shard[name]
+    return Scores(**found)
+
+
+def shard_path(directory: Path, number: int) -> Path:
+    """Where shard `number` is kept."""
+    return directory / f"scores-{number:05d}.safetensors"
+
+
+def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
+    """Jensen–Shannon divergence in nats of the distributions with logits a, b [n, V]: [n], 0 to ln 2.
+
+    From log-softmax, so that an entry which underflows counts nothing instead of giving NaN.
+    """
+    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    p, q = log_p.exp(), log_q.exp()
+    log_m = p.add(q).div_(2).log_().clamp_min_(_LOG_NOTHING)
+    both = p.mul_(log_p.sub_(log_m)).sum(1) + q.mul_(log_q.sub_(log_m)).sum(1)
+    return (both / 2).clamp_min_(0)
+
+
+def _shards(batches: list[list[int]], samples: Sequence[Sample]) -> Iterator[list[list[int]]]:
+    """Runs of batches of about SHARD_TOKENS tokens."""
+    shard: list[list[int]] = []
+    size = 0
+    for batch in batches:
+        shard.append(batch)
+        size += sum(len(samples[row].ids) for row in batch)
+        if size >= SHARD_TOKENS:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
+
+
+def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int) -> dict[str, np.ndarray]:
+    """Means per row, and the teacher's likeliest tokens at each target."""
+    batch = batch.to(next(dense.parameters()).device)
+    states = [_states(model, batch) for model in (dense, pruned) if model is not None]
+    size = max(1, CHUNK // dense.get_output_embeddings().weight.shape[0])
+    columns: dict[str, list[Tensor]] = {name: [] for name in ("jsd", "dense_nll", "pruned_nll", "top_ids", "top_logp")}
+    for at, target in enumerate(batch.targets.split(size)):
+        part = slice(at * size, (at + 1) * size)
+        p = logits(dense, states[0][part])
+        columns["dense_nll"].append(_nll(p, target))
+        if top:
+            best = p.topk(min(top, p.shape[1]), dim=1)
+            columns["top_ids"].append(best.indices.int())
+            columns["top_logp"].append((best.values - p.logsumexp(1, keepdim=True)).half())
+        if pruned is not None:
+            q = logits(pruned, states[1][part])
+            columns["pruned_nll"].append(_nll(q, target))
+            columns["jsd"].append(jensen_shannon(p, q))
+    counts = torch.bincount(batch.owners, minlength=len(batch.rows))
+
+    def mean(parts: list[Tensor]) -> np.ndarray:
+        if not parts:
+            return np.full(len(batch.rows), np.nan, np.float32)
+        sums = torch.zeros(len(batch.rows), dtype=torch.float64, device=counts.device)
+        return (sums.index_add_(0, batch.owners, torch.cat(parts).double()) / counts).float().cpu().numpy()
+
+    kept = {name: torch.cat(columns[name]).cpu().numpy() for name in ("top_ids", "top_logp") if top}
+    found = {name: mean(columns[name]) for name in ("jsd", "dense_nll", "pruned_nll")}
+    return {"rows": np.array(batch.rows, np.int64), "counts": counts.cpu().numpy(), **found, **kept}
+
+
+def _states(model: Any, batch: Batch) -> Tensor:
+    """Last hidden states at the positions before the targets [N, D]."""
+    device = next(model.parameters()).device
+    return final_hidden(model, batch.ids.to(device))[0].to(batch.ids.device)[batch.sources]
+
+
+def _alone(dense: Any, samples: Sequence[Sample], rows: Sequence[int], wanted: bool) -> np.ndarray:
+    """Mean negative log-likelihood of each response after nothing but the first token of its row, float32 [B]."""
+    if not wanted:
+        return np.full(len(rows), np.nan, np.float32)
+    bare = []
+    for row in rows:
+        asked = samples[row].response
+        ids = np.concatenate([samples[row].ids[:1], samples[row].ids[asked]])
+        bare.append(Sample(ids, np.arange(len(ids)) > 0, truncated=False))
+    batch = pad(bare, range(len(bare))).to(next(dense.parameters()).device)
+    hidden = final_hidden(dense, batch.ids)[0][batch.sources]
+    likely, _ = score_targets(dense, hidden, batch.targets)
+    sums = torch.zeros(len(rows), device=likely.device).index_add_(0, batch.owners, -likely)
+    return (sums / torch.bincount(batch.owners, minlength=len(rows))).cpu().numpy()
+
+
+def _nll(z: Tensor, targets: Tensor) -> Tensor:
+    return z.logsumexp(1) - z.gather(1, targets[:, None])[:, 0]

@@ -1,0 +1,298 @@
+"""`select`: the rows of a pool that heal a pruned model, chosen by where pruning did damage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sentei.data.chat import encode
+from sentei.data.pools import Pool, PoolRow, read_pool
+from sentei.errors import InputError, nearest
+from sentei.files import atomic_dir, check_output, hash_json, work_dir, write_json, write_text
+from sentei.models.load import Loaded
+from sentei.progress import Progress
+from sentei.recover.select.cluster import Clustering, cluster
+from sentei.recover.select.damage import TOP, score
+from sentei.recover.select.filters import DEFAULTS, Evidence, reject
+from sentei.recover.select.names import keywords
+from sentei.recover.select.picking import Amount, pick
+from sentei.recover.select.selection import SCHEMA, Scored, Selection, write_rows, write_scored
+from sentei.recover.select.strategies import STRATEGIES, Candidates, Strategy
+
+LENGTH = 512
+
+
+def select(
+    dense: Loaded,
+    pruned: Loaded,
+    pool: Pool | str | Path | Sequence[dict[str, Any]],
+    out: str | Path,
+    *,
+    budget: str | float,
+    strategy: str = "auto",
+    filters: Sequence[str] | None = None,
+    clusters: int | None = None,
+    length: int = LENGTH,
+    target: Sequence[str] = (),
+    embedder: str | None = None,
+    top: int = TOP,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **choice: Any,
+) -> Selection:
+    """Scores a pool by damage, and writes a selection directory.
+
+    A killed scoring goes on where it was, when it is called again with the same models, pool and settings.
+
+    Args:
+        dense: the model before pruning.
+        pruned: the model after it, by whatever tool, with the same tokenizer.
+        pool: candidates; see `read_pool`.
+        out: the directory to write.
+        budget: share of the pool (0.2), number of rows (500) or of tokens ("40000 tokens").
+        strategy: a name in `STRATEGIES`.
+        filters: names of filters; default: what the strategy asks for.
+        clusters: how many; default: by the rule of `cluster`.
+        length: tokens at which a row is cut.
+        target: texts of the wanted capability: clusters count by how many of these fall into them.
+        embedder: of sentences; default: the embedded one.
+        top: tokens of the teacher that are kept per position, for distillation.
+        seed: of clustering and of what is random.
+        overwrite: replace what is at `out`.
+        progress: told about each step.
+        choice: `temperature`, `weights`, `minimum`, `ids`: see `choose`.
+
+    Raises:
+        InputError: tokenizers that differ, an unreadable pool, a budget that the pool cannot fill.
+    """
+    out, progress = check_output(Path(out), overwrite=overwrite), progress or Progress()
+    Amount.parse(budget)
+    chosen_strategy = find_strategy(strategy)
+    _same_tokens(dense, pruned)
+    pool = pool if isinstance(pool, Pool) else read_pool(pool)
+    progress.say(f"pool: {len(pool.rows):,} rows of {pool.source}, read as {pool.format}")
+    samples = encode(pool.rows, dense.tokenizer, length=length)
+    cut = sum(sample.truncated for sample in samples)
+    if cut:
+        progress.say(f"  {cut} rows are longer than {length} tokens and were cut there; --length sets it")
+    scoring = {
+        "dense": dense.digest,
+        "pruned": pruned.digest,
+        "pool": hash_json([row.raw for row in pool.rows]),
+        "length": length,
+        "top": top,
+        "alone": strategy == "ifd",
+    }
+    with work_dir(out, scoring) as work:
+        scores = score(
+            dense.model,
+            pruned.model,
+            samples,
+            work,
+            top=top,
+            alone=strategy == "ifd",
+            progress=progress,
+        )
+        vectors = _embedded([row.prompt for row in pool.rows], embedder, progress)
+        found = cluster(vectors, clusters=clusters, seed=seed)
+        goal = _embedded(target, embedder, progress) if target else None
+        names = list(filters) if filters is not None else [*DEFAULTS] if chosen_strategy.filters else []
+        if goal is not None and filters is None and chosen_strategy.filters:
+            names.append("off-target")
+        evidence = Evidence(embeddings=vectors, nll=scores.dense_nll, target=goal)
+        scored = Scored(
+            pool,
+            scores,
+            np.array([len(sample.ids) for sample in samples], np.int64),
+            found.labels.astype(np.int64),
+            found.coordinates,
+            _rejections(pool.rows, samples, evidence, names),
+            None if goal is None else _target_share(vectors, goal, found),
+            {
+                "models": {"dense": dense.name, "pruned": pruned.name},
+                "scoring": scoring,
+                "filters": names,
+                "clusters": {
+                    "names": keywords(_texts(pool.rows, found)),
+                    "rule": found.rule,
+                },
+            },
+            work,
+        )
+        return _write(scored, out, budget, strategy, seed, overwrite, choice)
+
+
+def reselect(
+    selection: Selection | str | Path,
+    out: str | Path,
+    *,
+    budget: str | float,
+    strategy: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    **choice: Any,
+) -> Selection:
+    """Another selection from the scores of one: no model is needed.
+
+    Args:
+        selection: what `select` wrote.
+        out: the directory to write; not that of the selection.
+        budget: as for `select`.
+        strategy: default: that of the selection.
+        seed: of what is random.
+        overwrite: replace what is at `out`.
+        choice: see `choose`.
+
+    Raises:
+        InputError: not a selection, a strategy whose scores are not there, a budget that the pool cannot fill.
+    """
+    selection = selection if isinstance(selection, Selection) else Selection.load(selection)
+    out = check_output(Path(out), overwrite=overwrite)
+    if out.resolve() == selection.directory.resolve():
+        raise InputError(f"{out} is the selection that is read; choose another --out")
+    return _write(selection.scored(), out, budget, strategy or selection.about["strategy"], seed, overwrite, choice)
+
+
+def choose(
+    scored: Scored,
+    amount: Amount,
+    strategy: Strategy,
+    *,
+    temperature: float = 1.0,
+    weights: Mapping[int, float] | None = None,
+    minimum: int = 0,
+    ids: Sequence[str] = (),
+    seed: int = 0,
+) -> tuple[Any, Candidates]:
+    """The decision itself: a `Picked`, and what the strategy looked at.
+
+    Args:
+        scored: the pool after the models have been over it.
+        amount: how much.
+        strategy: who decides.
+        temperature: exponent on a cluster's damage; 0 makes all clusters equal, 2 favours the worst.
+        weights: factors on the clusters' shares.
+        minimum: rows (or tokens) that every cluster gets.
+        ids: for the strategy "ids".
+        seed: of what is random.
+    """
+    allowed = np.array([reason is None for reason in scored.rejections])
+    candidates = Candidates(
+        scored.pool.rows,
+        scored.tokens,
+        scored.labels,
+        allowed,
+        scored.scores,
+        ids,
+        temperature,
+        weights or {},
+        scored.target,
+        seed,
+    )
+    return pick(candidates, strategy, amount, minimum), candidates
+
+
+def find_strategy(name: str) -> Strategy:
+    """A strategy by name.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in STRATEGIES:
+        raise InputError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def _write(
+    scored: Scored,
+    out: Path,
+    budget: str | float,
+    strategy: str,
+    seed: int,
+    overwrite: bool,
+    choice: dict[str, Any],
+) -> Selection:
+    """Chooses, and writes the directory: all of it or nothing."""
+    from sentei.recover.select.summary import manifest, summarise
+    from sentei.report.selection import render
+
+    amount, chosen_strategy = Amount.parse(budget), find_strategy(strategy)
+    picked, candidates = choose(scored, amount, chosen_strategy, seed=seed, **choice)
+    chosen = [int(row) for row in picked.rows]
+    about = {
+        "schema_version": SCHEMA,
+        "strategy": strategy,
+        "budget": {
+            "asked": str(budget),
+            "unit": amount.unit,
+            "selected": len(chosen),
+            "tokens": int(scored.tokens[chosen].sum()),
+        },
+        "pool": {"source": scored.pool.source, "format": scored.pool.format, "rows": len(scored.pool.rows)},
+        **scored.about,
+        "choice": {key: value for key, value in choice.items() if key != "ids"} | {"seed": seed},
+        "chosen": chosen,
+    }
+    rows = manifest(scored, candidates, picked)
+    with atomic_dir(out, overwrite=overwrite) as scratch:
+        write_scored(scored, scratch)
+        write_rows(scratch / "selected.jsonl", [scored.pool.rows[row].raw for row in chosen])
+        write_rows(scratch / "manifest.jsonl", rows)
+        write_json(scratch / "selection.json", about)
+        write_text(scratch / "selection.html", render(summarise(scored, about, candidates, picked, rows)))
+    return Selection(out, about, chosen)
+
+
+def _same_tokens(dense: Loaded, pruned: Loaded) -> None:
+    """Distributions can be compared only over the same tokens."""
+    if dense.tokenizer is None:
+        raise InputError(
+            f"{dense.name} has no tokenizer, which is needed to read the pool; put tokenizer.json beside it"
+        )
+    if pruned.tokenizer is not None and dense.tokenizer.get_vocab() != pruned.tokenizer.get_vocab():
+        raise InputError(
+            f"{dense.name} and {pruned.name} have different tokenizers "
+            f"({len(dense.tokenizer):,} and {len(pruned.tokenizer):,} tokens), so their predictions cannot be "
+            "compared; give a model and a pruning of it"
+        )
+    sizes = [loaded.model.get_output_embeddings().weight.shape[0] for loaded in (dense, pruned)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"{dense.name} predicts {sizes[0]:,} tokens, {pruned.name} {sizes[1]:,}; they must be the same"
+        )
+
+
+def _embedded(texts: Sequence[str], embedder: str | None, progress: Progress) -> NDArray[np.float32]:
+    from sentei.recover.select.embed import MODEL, embed
+
+    return embed(list(texts), model=embedder or MODEL, progress=progress)
+
+
+def _rejections(
+    rows: Sequence[PoolRow], samples: Sequence[Any], evidence: Evidence, names: Sequence[str]
+) -> list[str | None]:
+    """The first reason against each row; a row without a response within the length can never be trained on."""
+    reasons = reject(rows, evidence, names)
+    for i, sample in enumerate(samples):
+        if not sample.response[1:].any():
+            reasons[i] = reasons[i] or f"no response within the {len(sample.ids)} tokens that are read"
+    return reasons
+
+
+def _target_share(vectors: NDArray[np.float32], goal: NDArray[np.float32], found: Clustering) -> NDArray[np.float64]:
+    """Share of the target's texts in each cluster [K]: each text goes where the row nearest to it is."""
+    owner = [int(found.labels[int((vectors @ text).argmax())]) for text in goal]
+    share: NDArray[np.float64] = np.bincount(owner, minlength=found.clusters) / len(goal)
+    return share
+
+
+def _texts(rows: Sequence[PoolRow], found: Clustering) -> list[list[str]]:
+    texts: list[list[str]] = [[] for _ in range(found.clusters)]
+    for row, label in zip(rows, found.labels, strict=True):
+        texts[int(label)].append(row.prompt)
+    return texts

@@ -1,0 +1,127 @@
+"""A selection: what was chosen from a pool and why, on disk, so that it can be checked, trained on, or made again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from sentei.data.pools import Pool, read_pool
+from sentei.errors import InputError
+from sentei.files import read_json, write_json, write_text
+from sentei.recover.select.damage import Scores, read_scores
+
+SCHEMA = 1
+POOL = "pool.jsonl.gz"
+SCORES = "scores"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A pool after the models have been over it: all that a selection needs, and no model.
+
+    Attributes:
+        pool: the rows, N.
+        scores: damage and likelihoods of each.
+        tokens: of each row, prompt and response, int64 [N].
+        labels: cluster of each row, int64 [N].
+        coordinates: where each row is on the map, float32 [N, 2].
+        rejections: why a filter rejected it, or None, [N], for each set of filters that was asked for.
+        target: share of the wanted capability's texts in each cluster [K], or None.
+        about: JSON: models, settings of the scoring, names of the clusters.
+        shards: the directory of the shards with the teacher's tokens.
+    """
+
+    pool: Pool
+    scores: Scores
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    coordinates: NDArray[np.float32]
+    rejections: list[str | None]
+    target: NDArray[np.float64] | None
+    about: dict[str, Any]
+    shards: Path
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selection directory.
+
+    Attributes:
+        directory: where it is.
+        about: `selection.json`.
+        chosen: positions in the pool of the selected rows, as `selected.jsonl` has them.
+    """
+
+    directory: Path
+    about: dict[str, Any]
+    chosen: list[int]
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Selection:
+        """Reads a selection.
+
+        Raises:
+            InputError: the directory holds none, or one of another version.
+        """
+        directory = Path(directory)
+        if not (directory / "selection.json").is_file():
+            raise InputError(f"{directory} holds no selection (selection.json is missing); `sentei select` makes one")
+        about = read_json(directory / "selection.json")
+        if about.get("schema_version") != SCHEMA:
+            raise InputError(
+                f"{directory}/selection.json has schema_version {about.get('schema_version')}, expected {SCHEMA}; "
+                "select again with this version of sentei"
+            )
+        return cls(directory, about, about["chosen"])
+
+    def scored(self) -> Scored:
+        """What the selection was made from."""
+        pool = read_pool(self.directory / POOL, format=self.about["pool"]["format"])
+        arrays = load_file(self.directory / "clusters.safetensors")
+        about = {key: self.about[key] for key in ("models", "scoring", "clusters", "filters")}
+        return Scored(
+            Pool(pool.rows, pool.format, self.about["pool"]["source"]),
+            read_scores(self.directory / SCORES, len(pool.rows)),
+            arrays["tokens"],
+            arrays["labels"],
+            arrays["coordinates"],
+            read_json(self.directory / "rejections.json"),
+            arrays.get("target"),
+            about,
+            self.directory / SCORES,
+        )
+
+
+def write_scored(scored: Scored, directory: Path) -> None:
+    """The files of a selection directory that do not depend on the budget."""
+    with gzip.open(directory / POOL, "wt", encoding="utf-8", compresslevel=6) as file:
+        for row in scored.pool.rows:
+            file.write(json.dumps({**row.raw, "id": row.id}, ensure_ascii=False, default=str) + "\n")
+    arrays = {"tokens": scored.tokens, "labels": scored.labels, "coordinates": scored.coordinates}
+    if scored.target is not None:
+        arrays["target"] = scored.target
+    save_file(arrays, directory / "clusters.safetensors")
+    write_json(directory / "rejections.json", scored.rejections)
+    shutil.copytree(scored.shards, directory / SCORES, copy_function=_link)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """JSON lines."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link where the file system has them: shards are large and never change."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)

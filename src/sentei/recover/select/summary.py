@@ -1,0 +1,147 @@
+"""A selection for people: a reason for every row, and what `selection.html` shows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from sentei.recover.select.picking import Picked
+from sentei.recover.select.selection import Scored
+from sentei.recover.select.strategies import STRATEGIES, Candidates
+
+MAP_ROWS = 3000
+EXAMPLES = 4  # of each cluster: half of them selected
+
+
+def manifest(scored: Scored, candidates: Candidates, picked: Picked) -> list[dict[str, Any]]:
+    """One row for every row of the pool: id, cluster, jsd, tokens, score, decision, reason."""
+    selected = set(picked.rows)
+    rank = _ranks(picked, candidates)
+    rows = []
+    for at, row in enumerate(scored.pool.rows):
+        cluster = int(scored.labels[at])
+        rejection = scored.rejections[at] or picked.refused.get(at)
+        name = "selected" if at in selected else "rejected" if rejection else "left out"
+        if rejection:
+            reason = rejection
+        elif at in rank:
+            place, of = rank[at]
+            verdict = "within" if at in selected else "beyond"
+            reason = f"place {place} of {of} in cluster {cluster}, {verdict} the cluster's share of the budget"
+        else:
+            reason = "the strategy gives it no score"
+        rows.append(
+            {
+                "id": row.id,
+                "cluster": cluster,
+                "jsd": _number(scored.scores.jsd[at]),
+                "tokens": int(scored.tokens[at]),
+                "score": _number(picked.scores[at]),
+                "decision": name,
+                "reason": reason,
+            }
+        )
+    return rows
+
+
+def summarise(
+    scored: Scored, about: dict[str, Any], candidates: Candidates, picked: Picked, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What `sentei.report.selection.render` draws."""
+    names = scored.about["clusters"]["names"]
+    damage = candidates.damage()
+    taken = np.bincount(scored.labels[picked.rows], minlength=candidates.count)
+    unit = about["budget"]["unit"]
+    spent = scored.tokens if unit == "tokens" else np.ones(len(rows), np.int64)
+    share = np.bincount(scored.labels[picked.rows], spent[picked.rows], candidates.count) / spent[picked.rows].sum()
+    clusters = []
+    for k in range(candidates.count):
+        members = np.flatnonzero(scored.labels == k)
+        allowed = candidates.allowed[members] & np.isfinite(scored.scores.jsd[members])
+        clusters.append(
+            {
+                "id": k,
+                "name": names[k],
+                "rows": len(members),
+                "rejected": int((~candidates.allowed[members]).sum()),
+                "damage": float(damage[k]) if allowed.any() else None,
+                "share": float(share[k]),
+                "selected": int(taken[k]),
+                "examples": _examples(scored, picked, rows, members.tolist()),
+            }
+        )
+    reasons = Counter(_kind(row["reason"]) for row in rows if row["decision"] == "rejected")
+    first = {_kind(row["reason"]): row for row in reversed(rows) if row["decision"] == "rejected"}
+    return {
+        "title": f"Selection of {about['budget']['selected']:,} rows",
+        "pool": about["pool"],
+        "models": about["models"],
+        "strategy": f"{about['strategy']}: {STRATEGIES[about['strategy']].explain}",
+        "budget": about["budget"],
+        "clusters": clusters,
+        "map": _map(scored, picked),
+        "rejections": [
+            {"reason": reason, "count": count, "example": f"row {first[reason]['id']}: {first[reason]['reason']}"}
+            for reason, count in reasons.most_common()
+        ],
+        "notes": [f"number of clusters: {scored.about['clusters']['rule']}"],
+    }
+
+
+def _ranks(picked: Picked, candidates: Candidates) -> dict[int, tuple[int, int]]:
+    """Place of each row in its cluster, by score, among the rows that could be selected."""
+    usable = candidates.allowed & np.isfinite(picked.scores)
+    usable[list(picked.refused)] = False
+    ranks = {}
+    order = np.argsort(-picked.scores, kind="stable")
+    for k in range(candidates.count):
+        members = order[(candidates.clusters[order] == k) & usable[order]]
+        ranks.update({int(row): (place, len(members)) for place, row in enumerate(members, 1)})
+    return ranks
+
+
+def _examples(scored: Scored, picked: Picked, rows: list[dict[str, Any]], members: list[int]) -> list[dict[str, Any]]:
+    """The best selected rows of a cluster, then the best of the others."""
+    best = sorted(members, key=lambda row: -np.nan_to_num(picked.scores[row], neginf=-1e30))
+    taken = [row for row in best if rows[row]["decision"] == "selected"]
+    others = [row for row in best if rows[row]["decision"] != "selected"]
+    shown = taken[: EXAMPLES - min(len(others), EXAMPLES // 2)]
+    return [
+        {
+            "id": rows[row]["id"],
+            "prompt": scored.pool.rows[row].prompt,
+            "response": scored.pool.rows[row].response,
+            "jsd": rows[row]["jsd"],
+            "decision": rows[row]["decision"],
+            "reason": rows[row]["reason"],
+        }
+        for row in [*shown, *others[: EXAMPLES - len(shown)]]
+    ]
+
+
+def _map(scored: Scored, picked: Picked) -> list[list[Any]]:
+    """A sample of the rows, evenly through the pool."""
+    selected = set(picked.rows)
+    count = len(scored.pool.rows)
+    shown = np.unique(np.linspace(0, count - 1, min(count, MAP_ROWS)).round().astype(int)).tolist()
+    return [
+        [
+            float(scored.coordinates[row, 0]),
+            float(scored.coordinates[row, 1]),
+            int(scored.labels[row]),
+            int(row in selected),
+            scored.pool.rows[row].prompt[:120],
+        ]
+        for row in shown
+    ]
+
+
+def _kind(reason: str) -> str:
+    """A reason without what is particular to its row, so that reasons can be counted."""
+    return reason.split(":")[0].split("(")[0].split(" of row ")[0].split(" row ")[0].strip()
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

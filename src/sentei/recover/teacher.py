@@ -1,0 +1,65 @@
+"""The teacher's likeliest tokens, kept by a scoring pass and read back for distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from sentei.data.batches import Batch
+from sentei.errors import InputError
+from sentei.recover.tune.loss import Soft
+
+
+class Teacher:
+    """Top tokens and log-probabilities of every scored row; read from disk as they are asked for.
+
+    Args:
+        directory: the shards that `damage.score` wrote.
+
+    Raises:
+        InputError: the shards hold no teacher's tokens.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._place: dict[int, tuple[int, int, int]] = {}
+        self._files: list[Any] = []
+        for path in sorted(directory.glob("scores-*.safetensors")):
+            file = safe_open(path, framework="np")
+            if "top_ids" not in file.keys():  # noqa: SIM118 - not a dict
+                raise InputError(f"{path} holds no teacher's tokens: the scoring kept none; select again with --top 16")
+            ends = np.cumsum(file.get_tensor("counts"))
+            starts = ends - file.get_tensor("counts")
+            for row, start, end in zip(file.get_tensor("rows"), starts, ends, strict=True):
+                self._place[int(row)] = (len(self._files), int(start), int(end))
+            self._files.append(file)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._place
+
+    def count(self, row: int) -> int:
+        """How many positions of a row are kept."""
+        _, start, end = self._place[row]
+        return end - start
+
+    def soft(self, batch: Batch, rows: list[int]) -> Soft:
+        """What the teacher says at the targets of a batch, whose samples are these rows of the scored pool."""
+        ids, logp = [], []
+        for row in rows:
+            file, start, end = self._place[row]
+            ids.append(self._files[file].get_slice("top_ids")[start:end])
+            logp.append(self._files[file].get_slice("top_logp")[start:end])
+        device = batch.ids.device
+        found = Soft(
+            torch.from_numpy(np.concatenate(ids)).long().to(device),
+            torch.from_numpy(np.concatenate(logp)).float().to(device),
+        )
+        if len(found.ids) != len(batch.targets):
+            raise InputError(
+                f"the teacher was asked at {len(found.ids)} positions of these rows, the batch has "
+                f"{len(batch.targets)}; score them again with this tokenizer and --length"
+            )
+        return found

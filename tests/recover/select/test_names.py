@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from sentei.recover.select.names import keywords
+
+COOKING = ["Write a recipe for soup", "Suggest recipes with rice", "Write the recipe of a soup", "Cook a soup of rice"]
+CODE = ["Write a Python function", "Write a function that sorts", "Debug this Python code", "Write Python code"]
+
+
+def test_names_say_what_sets_a_cluster_apart() -> None:
+    cooking, code = keywords([COOKING, CODE])
+    assert cooking.split(", ")[:2] in (["recipe", "soup"], ["soup", "recipe"])
+    assert code.startswith("python")
+    assert "write" not in {cooking.split(", ")[0], code.split(", ")[0]}  # in most rows of both
+
+
+def test_one_word_in_two_forms_counts_once() -> None:
+    assert sum("recipe" in word for word in keywords([COOKING, CODE])[0].split(", ")) == 1
+
+
+def test_a_row_that_repeats_a_word_counts_it_once() -> None:
+    assert keywords([["spam " * 500, "sea wind", "sea salt"], CODE])[0].startswith("sea")
+
+
+def test_clusters_without_words() -> None:
+    assert keywords([["1 2 3", "?"], COOKING])[0] == "–"
+    assert keywords([[], ["42"]]) == ["–", "–"]
+    assert keywords([]) == []
+
+
+def test_other_scripts_and_very_long_words() -> None:
+    names = keywords([["写一首诗 关于 大海", "大海 的 故事"], ["x" * 5000, "напиши стихи", "стихи о море"]])
+    assert "大海" in names[0] and "стихи" in names[1]
+    assert max(map(len, names)) < 120
