@@ -40,6 +40,7 @@ def select(
     target: Sequence[str] = (),
     embedder: str | None = None,
     top: int = TOP,
+    ifd: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -62,6 +63,7 @@ def select(
         target: texts of the wanted capability: clusters count by how many of these fall into them.
         embedder: of sentences; default: the embedded one.
         top: tokens of the teacher that are kept per position, for distillation.
+        ifd: score what the strategy "ifd" needs too, so that it can be selected with later.
         seed: of clustering and of what is random.
         overwrite: replace what is at `out`.
         progress: told about each step.
@@ -86,7 +88,7 @@ def select(
         "pool": hash_json([row.raw for row in pool.rows]),
         "length": length,
         "top": top,
-        "alone": strategy == "ifd",
+        "alone": ifd or strategy == "ifd",
     }
     with work_dir(out, scoring) as work:
         scores = score(
@@ -95,7 +97,7 @@ def select(
             samples,
             work,
             top=top,
-            alone=strategy == "ifd",
+            alone=ifd or strategy == "ifd",
             progress=progress,
         )
         vectors = _embedded([row.prompt for row in pool.rows], embedder, progress)
