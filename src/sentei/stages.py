@@ -1,4 +1,7 @@
-"""The stages of the spine: measure, plan, cut, prove, report. Each reads the recipe and the files of earlier stages."""
+"""The stages of the spine: measure, plan, cut, prove, report. Each reads the recipe and the files of earlier stages.
+
+Those of recovery, which come between cut and prove, are in `stages_recover.py`.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +74,9 @@ def _prove(context: Context) -> dict[str, Any]:
 
     recipe = context.recipe
     settings = recipe.prove.model_dump(exclude={"speed"})
+    made = [context.before[name] / "model" for name in ("cut", "tune") if name in context.before]
     evidence = evaluate(
-        [recipe.model, context.before["cut"] / "model"],
+        [recipe.model, *made],
         with_speed=recipe.prove.speed,
         dtype=recipe.dtype,
         trust_remote_code=recipe.trust_remote_code,
@@ -96,14 +100,20 @@ def _report(context: Context) -> dict[str, Any]:
     from sentei.plan import Plan
     from sentei.report.build import build
     from sentei.report.html import render
+    from sentei.report.recovery import collect
 
     stages = context.before
+    seconds = {name: read_json(path / "stage.json")["seconds"] for name, path in stages.items()}
+    recovery = None
+    if context.recipe.recover is not None:
+        recovery = collect(context.recipe.recover, stages["select"], stages["tune"], stages["compare"], seconds)
     report = build(
         recipe=context.recipe,
         profile=Profile.load(stages["measure"] / "profile"),
         plan=Plan.load(stages["plan"] / "plan.json"),
         evidence=read_json(stages["prove"] / "evidence.json"),
-        seconds={name: read_json(path / "stage.json")["seconds"] for name, path in stages.items()},
+        seconds=seconds,
+        recovery=recovery,
     )
     write_json(context.out / "report.json", report)
     write_text(context.out / "report.html", render(report))
@@ -126,11 +136,11 @@ PROVE = Stage(
     _prove,
     reads=lambda r: [r.prove.model_dump(), [fingerprint(source) for source in [*r.prove.texts, *r.prove.tasks]]],
     check=_check_evidence,
-    after=("cut",),
+    after=("cut", "tune"),
 )
 REPORT = Stage(
     _report,
-    reads=lambda r: None,
-    after=("measure", "plan", "cut", "prove"),
+    reads=lambda r: r.recover and [r.recover.watts, r.recover.price_per_hour, r.recover.currency],
+    after=("measure", "plan", "cut", "select", "tune", "compare", "prove"),
     publishes=("report.html", "report.json"),
 )

@@ -8,46 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from cli.calling import Result, refused
 from sentei import cli
 from sentei.errors import InfeasibleError
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def sentei(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    def call(*args: object) -> Result:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["sentei", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        code = ended.value.code
-        return Result(code if isinstance(code, int) else 0 if code is None else 1, out, err)
-
-    return call
-
-
-def refused(result: Result, *words: str, code: int = 2) -> None:
-    lines = result.err.strip().splitlines()
-    assert result.code == code, result
-    assert lines and lines[-1].startswith("error: ") and "Traceback" not in result.err, result
-    for word in words:
-        assert word in lines[-1], (word, lines[-1])
 
 
 @pytest.fixture
@@ -160,6 +127,10 @@ def test_methods_are_explained_with_their_papers(sentei: Callable[..., Result]) 
     assert next(iter(listed)) == "schema_version"
     for method in listed["methods"]:
         assert method["name"] in text and method["paper"] in text and method["line"]
+    for kind, known in (("strategies", "auto"), ("adapters", "lora+sparse")):
+        assert known in [entry["name"] for entry in listed[kind]]
+        for entry in listed[kind]:
+            assert entry["name"] in text and entry["line"] in text
 
 
 def test_doctor(sentei: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

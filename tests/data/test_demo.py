@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sentei.data.demo import DEMO_TASKS, demo_tasks, demo_texts
+from sentei.data.demo import DEMO_TASKS, demo_pool, demo_tasks, demo_texts
+from sentei.data.pools import read_pool
 from sentei.data.tasks import read_task
 from sentei.data.text import read_texts
 from sentei.errors import InputError
@@ -47,6 +48,36 @@ def test_prompts_are_those_of_the_harness(name: str, data_dir: Path) -> None:
     if not files:
         pytest.skip(f"{data_dir} has no eval/{name}.val.jsonl")
     assert demo_tasks([name])[0].rows == read_task(files[0]).rows
+
+
+@needs_package
+def test_the_pool_is_even_over_ten_sets_and_readable() -> None:
+    pool = read_pool(demo_pool(60))
+    assert pool.format == "completion" and len(pool.rows) == 600
+    sets = [row.id.rpartition("-")[0] for row in pool.rows]
+    assert len(set(sets)) == 10 and all(sets.count(name) == 60 for name in set(sets))
+    assert all(row.prompt and row.response for row in pool.rows)
+    assert [row.raw for row in pool.rows[:30]] == demo_pool(60, rows=30), "the same at every call"
+
+
+@needs_package
+@pytest.mark.parametrize("limit", [60, 500])
+def test_the_pool_asks_nothing_that_is_evaluated(limit: int) -> None:
+    skills = [task for task in demo_tasks() if task.name.startswith("basic_skills_")]
+    evaluated = [row["context"] for task in skills for row in task.rows[:limit]]
+    asked = {context.split("\n\n")[-1].strip() for context in evaluated}
+    pool = demo_pool(limit, rows=5000)
+    assert len({row["id"].rpartition("-")[0] for row in pool}) == 10
+    for row in pool:
+        assert row["prompt"] not in asked
+        assert not any(context.endswith("\n\n" + row["prompt"]) for context in evaluated)
+
+
+@needs_package
+def test_all_rows_evaluated_leaves_the_skills_out() -> None:
+    pool = demo_pool()
+    assert {row["id"].rpartition("-")[0] for row in pool} == {"science", "everyday", "sums", "programs"}
+    assert len(pool) == 600
 
 
 @needs_package

@@ -139,12 +139,19 @@ def test_keys_that_tell_no_format_are_named() -> None:
     assert "'instruction'?" in said and all(format.schema in said for format in FORMATS.values())
 
 
+def test_repeated_ids_are_told_apart_by_their_position(tmp_path: Path) -> None:
+    rows = [{"text": str(i)} | ({} if id is None else {"id": id}) for i, id in enumerate([3, "3", None, 2, "3#1", 3])]
+    ids = [row.id for row in read_pool(rows).rows]
+    assert ids == ["3", "3#1", "2", "2#3", "3#1#4", "3#5"] and len(set(ids)) == len(rows)
+    write(tmp_path / "a.jsonl", {"text": "a", "id": 7})
+    write(tmp_path / "b.jsonl", {"text": "b", "id": 7})
+    assert [(row.id, row.text, row.raw["id"]) for row in read_pool(tmp_path).rows] == [("7", "a", 7), ("7#1", "b", 7)]
+
+
 def test_pools_that_are_none(tmp_path: Path) -> None:
     for pool in ([], write(tmp_path / "empty.jsonl")):
         with pytest.raises(InputError, match="is empty: there is no row in it"):
             read_pool(pool)
-    with pytest.raises(InputError, match=r"row 1: the id '3' is taken by row 0; ids must differ"):
-        read_pool([{"text": "a", "id": 3}, {"text": "b", "id": "3"}])
     with pytest.raises(InputError, match="row 0 in memory is str, expected a dict"):
         read_pool(["text"])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"none\.jsonl does not exist"):

@@ -73,6 +73,19 @@ def test_several_models_are_compared_in_pairs(stories: Any, pruned: Any, story: 
     json.dumps(found, allow_nan=False)
 
 
+def test_a_third_model_is_also_set_against_the_second(stories: Any, pruned: Any, story: str) -> None:
+    options: dict[str, Any] = {"texts": [("t", [story])], "tasks": [choices(6)], "window": 32}
+    options["tokenizer"] = stories.tokenizer
+    found = evaluate([stories, pruned, stories], with_speed=True, **options)
+    assert len(found["comparisons"]) == 2 and found["comparisons"][1]["speed"]
+    (step,) = found["steps"]
+    assert step["speed"] == {}, "speed is measured against the first model only"
+    (back,) = evaluate([pruned, stories], **options)["comparisons"]
+    assert step == back
+    assert step["perplexity"]["t"]["ratio"] == pytest.approx(1 / found["comparisons"][0]["perplexity"]["t"]["ratio"])
+    assert "steps" not in evaluate([stories, pruned], **options)
+
+
 def test_a_model_against_itself_does_not_differ(stories: Any, story: str) -> None:
     (pair,) = evaluate([stories, stories], texts=[("t", [story])], tasks=[choices(5)], window=32)["comparisons"]
     assert pair["perplexity"]["t"] == {"ratio": 1.0, "interval": [1.0, 1.0]}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sentei.prove import intervals
-from sentei.prove.intervals import bootstrap, paired_bootstrap
+from sentei.prove.intervals import bootstrap, paired_bootstrap, ratio_bootstrap
 
 
 def test_it_agrees_with_the_normal_approximation_and_is_seeded() -> None:
@@ -37,3 +37,23 @@ def test_a_broken_value_has_no_interval() -> None:
     assert np.isnan(bootstrap([1.0, float("nan")])).all()
     with pytest.raises(ValueError, match="no values"):
         bootstrap([])
+
+
+def test_the_ratio_of_means_of_pairs() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.uniform(1, 9, 400)
+    low, high = ratio_bootstrap((0.4 * base + rng.normal(0, 0.1, 400)).tolist(), base.tolist())
+    assert 0.395 < low < 0.4 < high < 0.405, "much narrower than the means themselves"
+    assert ratio_bootstrap([1.0, 1.0], [2.0, 2.0]) == (0.5, 0.5)
+    # Fieller's interval, by the delta method: sd of (a − r·b) / mean(b) / √n
+    a, b = rng.normal(3, 1, 500), rng.normal(5, 1, 500)
+    ratio = a.mean() / b.mean()
+    width = 1.96 * (a - ratio * b).std() / b.mean() / np.sqrt(500)
+    assert ratio_bootstrap(a.tolist(), b.tolist()) == pytest.approx((ratio - width, ratio + width), abs=0.003)
+
+
+def test_a_ratio_that_is_none() -> None:
+    assert np.isnan(ratio_bootstrap([1.0, 2.0], [0.0, 0.0])).all()
+    assert np.isnan(ratio_bootstrap([1.0, float("nan")], [1.0, 1.0])).all()
+    with pytest.raises(ValueError, match="equally many"):
+        ratio_bootstrap([1.0], [1.0, 2.0])

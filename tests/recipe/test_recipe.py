@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sentei.errors import InputError
 from sentei.plan import Budget
-from sentei.recipe import Measure, Prove, Prune, Recipe
+from sentei.recipe import Measure, Prove, Prune, Recipe, Recover
 
 MINIMAL = "model: smollm2-135m-instruct\nbudget: {sparsity: 0.2}\n"
 
@@ -43,6 +43,11 @@ def test_the_recipe_of_the_design_page(tmp_path: Path) -> None:
         ("", ["expected keys"]),
         (MINIMAL + "measure: {window: 1}\n", ["measure.window"]),
         (MINIMAL + "dtype: int8\n", ["dtype", "bfloat16"]),
+        (MINIMAL + "recover: {pol: demo}\n", ["recover.pol", "did you mean 'pool'?"]),
+        (MINIMAL + "recover: {loss: kld}\n", ["recover.loss", "'sft', 'kd' or 'both'"]),
+        (MINIMAL + "recover: {tokens: 0}\n", ["recover.tokens"]),
+        (MINIMAL + "recover: {watts: -3}\n", ["recover.watts", "greater than 0"]),
+        (MINIMAL + "recover: demo\n", ["recover"]),
     ],
 )
 def test_bad_recipes_name_the_place(tmp_path: Path, text: str, words: list[str]) -> None:
@@ -51,6 +56,22 @@ def test_bad_recipes_name_the_place(tmp_path: Path, text: str, words: list[str])
         Recipe.load(path)
     for word in [str(path), *words]:
         assert word in str(caught.value)
+
+
+def test_recovery_is_asked_for_or_absent(tmp_path: Path) -> None:
+    plain = Recipe.load(write(tmp_path, MINIMAL))
+    assert plain.recover is None and "recover" not in plain.dump()
+    default = Recipe.load(write(tmp_path, MINIMAL + "recover: {}\n")).recover
+    assert default == Recover() and default is not None and (default.pool, default.select) == ("demo", "auto")
+    assert Recipe.load(write(tmp_path, MINIMAL + "recover: {}\n"), ["recover=null"]) == plain
+
+
+def test_recovery_data_are_looked_up_next_to_the_recipe(tmp_path: Path) -> None:
+    for name in ("pool.jsonl", "target.jsonl"):
+        (tmp_path / name).write_text("{}")
+    recover = Recipe.load(write(tmp_path, MINIMAL + "recover: {pool: pool.jsonl, target: target.jsonl}\n")).recover
+    assert recover is not None
+    assert (recover.pool, recover.target) == (str(tmp_path / "pool.jsonl"), str(tmp_path / "target.jsonl"))
 
 
 def test_missing_file_and_directory(tmp_path: Path) -> None:
@@ -104,10 +125,18 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), m
     prune=st.builds(Prune, method=names, score=st.none() | names),
     measure=st.builds(Measure, tokens=st.integers(2, 10**9), window=st.integers(2, 10**5)),
     prove=st.builds(Prove, texts=st.lists(names, max_size=3), limit=st.none() | st.integers(1, 1000)),
+    recover=st.none()
+    | st.builds(
+        Recover,
+        pool=names,
+        budget=st.integers(1, 10**6) | st.floats(0.001, 0.999) | st.just("40000 tokens") | st.just("0.2"),
+        learning_rate=st.none() | st.floats(1e-9, 1),
+        watts=st.none() | st.floats(1, 1e4),
+    ),
     seed=st.integers(0, 2**40),
 )
 def test_yaml_gives_the_recipe_back(
-    model: str, budget: Budget, prune: Prune, measure: Measure, prove: Prove, seed: int
+    model: str, budget: Budget, prune: Prune, measure: Measure, prove: Prove, recover: Recover | None, seed: int
 ) -> None:
-    recipe = Recipe(model=model, budget=budget, prune=prune, measure=measure, prove=prove, seed=seed)
+    recipe = Recipe(model=model, budget=budget, prune=prune, measure=measure, prove=prove, recover=recover, seed=seed)
     assert Recipe.model_validate(yaml.safe_load(recipe.dump())) == recipe

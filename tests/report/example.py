@@ -89,5 +89,87 @@ def evidence() -> dict[str, Any]:
     return {"schema_version": 1, "models": [dense, pruned], "comparisons": [comparison]}
 
 
+def evidence_recovered() -> dict[str, Any]:
+    """The same with a third model, that recovery made of the second."""
+    found, recovered = evidence(), evaluated("tiny-recovered", 0.9)
+    recovered |= {key: found["models"][1][key] for key in ("params", "block_params", "speed", "memory")}
+
+    def against(reference: str, ratio: float, gain: float) -> dict[str, Any]:
+        return {
+            "model": "tiny-recovered",
+            "reference": reference,
+            "perplexity": {"demo": {"ratio": ratio, "interval": [ratio - 0.05, ratio + 0.05]}},
+            "tasks": {
+                task: {"difference": gain, "interval": [gain - 0.04, gain + 0.04]} for task in recovered["tasks"]
+            },
+            "speed": {},
+        }
+
+    found["models"].append(recovered)
+    found["comparisons"].append(
+        found["comparisons"][0]
+        | {key: value for key, value in against("tiny-dense", 1.11, -0.06).items() if key != "speed"}
+    )
+    found["steps"] = [against("tiny-pruned", 0.89, 0.06)]
+    return found
+
+
+def capability(name: str, before: float, after: float | None, selected: int) -> dict[str, Any]:
+    """One row of `sentei.recover.capabilities.compare`; after is None where no row could be scored again."""
+
+    def mean(value: float | None) -> dict[str, Any]:
+        return {"value": value, "interval": None if value is None else [value * 0.9, value * 1.1]}
+
+    back = None if after is None else 1 - after / before
+    return {
+        "name": name,
+        "pool_rows": 150,
+        "selected": selected,
+        "share": selected / 300,
+        "rows": 0 if after is None else 32,
+        "before": mean(None if after is None else before),
+        "after": mean(after),
+        "came_back": back,
+        "interval": None if back is None else [back - 0.08, back + 0.07],
+    }
+
+
+def recovery() -> dict[str, Any]:
+    """What `sentei.report.recovery.collect` gives."""
+    curve = [(0, 2.1), (4000, 1.8), (12000, 1.62), (24000, 1.55), (32000, 1.56), (40000, 1.58)]
+    return {
+        "pool": {"source": "pool <b>.jsonl", "format": "completion", "rows": 600},
+        "strategy": "auto",
+        "budget": {"asked": "0.5", "unit": "share", "selected": 300, "tokens": 18000},
+        "filters": ["empty", "language"],
+        "tune": {
+            "adapter": "lora+sparse",
+            "trainable_params": 1_062_000,
+            "loss": "both",
+            "tokens": 40000,
+            "stopped": "early stop",
+            "note": "the held-out loss has not fallen for 3 evaluations",
+            "recommendation": "the held-out loss fell from 2.100 to 1.550",
+            "curve": [{"step": n, "tokens": tokens, "heldout": loss} for n, (tokens, loss) in enumerate(curve)],
+            "seconds": 80.0,
+        },
+        "capabilities": [
+            capability("function, list, def", 0.21, 0.12, 170),
+            capability("<script>alert(1)</script>, & sums", 0.11, 0.105, 100),
+            capability("winter, evening", 0.08, None, 30),
+        ],
+        "overall": {key: value for key, value in capability("", 0.14, 0.1, 0).items() if key not in ("name", "share")},
+        "notes": ["64 rows <i>of</i> the pool were neither selected nor rejected"],
+        "cost": {
+            "seconds": {"select": 61.0, "tune": 85.0},
+            "trained_tokens": 40000,
+            "scored_tokens": 31000,
+            "watt_hours": 2.43,
+            "money": 0.02,
+            "currency": "EUR <",
+        },
+    }
+
+
 def recipe() -> Recipe:
     return Recipe(model="tiny-dense", budget=Budget(sparsity=0.2))

@@ -85,6 +85,71 @@ def test_the_page_needs_no_network() -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+def recovered(**changes: Any) -> dict[str, Any]:
+    return made(**{"evidence": example.evidence_recovered(), "recovery": example.recovery(), **changes})
+
+
+def test_recovery_adds_a_column_everywhere() -> None:
+    report = recovered()
+    assert list(report["models"]) == list(report["average_accuracy"]) == ["dense", "pruned", "recovered"]
+    assert json.loads(json.dumps(report, allow_nan=False))["recovery"]["capabilities"][0]["selected"] == 170
+    html, parser = page(report)
+    assert "<th>dense</th><th>pruned</th><th>recovered</th>" in html and "<th>recovered : pruned</th>" in html
+    assert parser.links == ["selection.html"] and not re.search(r"@import|url\(|https?://", html)
+    text = summary(report)
+    assert "20.00 → 25.00 → 22.22 (×1.11) on demo" in text and "63.0 % → 50.4 % → 56.7 % (−6.3 points)" in text
+    assert "29 % [21 % … 36 %] of the distance to the dense model came back." in text
+    worse = example.recovery()
+    worse["overall"] |= {"came_back": -0.15, "interval": [-0.17, -0.13]}
+    grew = "the distance to the dense model grew by 15 % [13 % … 17 %]."
+    assert grew in summary(recovered(recovery=worse))
+
+
+def test_the_gain_over_the_pruned_model_is_paired() -> None:
+    figures = {(f.group, f.name): f for f in collect(example.evidence_recovered())}
+    piqa = figures["tasks", "piqa"]
+    assert [str(c) for c in (*piqa.changes, *piqa.steps)] == ["−13.2", "−6.0", "+6.0"]
+    assert piqa.steps[0].between == "+2.0 … +10.0" and str(piqa.outcome) == "−6.0"
+    assert Figure.from_json(json.loads(json.dumps(piqa.to_json()))).steps[0].value == 0.06
+    assert all(f.steps in ([], [None]) for f in figures.values() if f.group in ("size", "speed", "memory"))
+
+
+def test_what_came_back_is_shown_with_its_interval() -> None:
+    html, parser = page(recovered())
+    rows = re.findall(r'<tr class="capability">(.*?)</tr>', html)
+    assert len(rows) == 3 and "43 %<small>35 % … 50 %</small>" in rows[0] and 'class="better"' in rows[0]
+    assert 'class="">5 %' in rows[1], "an interval around nothing is no clear gain"
+    assert rows[2].count("<td>–</td>") == 3, "what could not be scored again is not made up"
+    assert html.count("point kept") == 1 and "24,000 tokens: 1.5500 nats, kept" in html
+    assert parser.count["polyline"] == 1
+    assert "2 min 26 s: select 1 min 1 s, tune 1 min 25 s" in html and "about 2.43 Wh" in html
+
+
+def test_text_of_the_pool_is_escaped() -> None:
+    html, parser = page(recovered())
+    assert not {"script", "i" * 2} & set(parser.count) and "&lt;script&gt;alert(1)&lt;/script&gt;, &amp; sums" in html
+    for text in ("pool &lt;b&gt;.jsonl", "64 rows &lt;i&gt;of&lt;/i&gt; the pool", "0.02 EUR &lt;"):
+        assert text in html
+
+
+def test_recovery_without_a_price_or_anything_to_compare() -> None:
+    recovery = example.recovery()
+    for key in ("watt_hours", "money", "currency"):
+        del recovery["cost"][key]
+    nothing = {"came_back": None, "interval": None, "rows": 0}
+    recovery["overall"] |= nothing | {when: {"value": None, "interval": None} for when in ("before", "after")}
+    recovery["tune"] |= {"curve": [{"step": 0, "tokens": 0, "heldout": 2.1}], "note": ""}
+    report = recovered(recovery=recovery)
+    html, _ = page(report)
+    assert "energy" not in html and "money" not in html and "distance" not in summary(report)
+
+
+def test_without_recovery_there_is_no_trace_of_it() -> None:
+    html, _ = page(made())
+    assert not re.search(r"recover|What came back|selection\.html|class=\"bar|polyline", html)
+    assert not any("steps" in row for row in made()["figures"]) and not {"steps", "recovery"} & set(made())
+
+
 def test_the_picture_shows_every_block_and_its_reason() -> None:
     html, parser = page(made())
     assert parser.count["g"] == example.BLOCKS
@@ -142,6 +207,9 @@ def test_tables_for_the_terminal() -> None:
     console = Console(width=200, file=None, record=True, quiet=False, force_terminal=False)
     with console.capture() as captured:
         console.print(report_table(made()))
+    with console.capture() as three:
+        console.print(report_table(recovered()))
+    assert "56.7 %" in three.get() and re.search("dense +pruned +recovered", three.get())
     text = captured.get()
     assert "66.0 % [56.0 % – 76.0 %]" in text and "mean accuracy" in text and "dense" in text and "pruned" in text
 

@@ -32,6 +32,8 @@ def first(context: Context) -> dict[str, Any]:
 
 def second(context: Context) -> dict[str, Any]:
     CALLS.append("second")
+    begun = context.work / "begun"
+    begun.write_text("again" if begun.exists() else "once")
     if context.recipe.prune.method == "broken":
         raise InputError("this method is broken")
     slow()

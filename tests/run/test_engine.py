@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import json
@@ -117,6 +118,31 @@ def test_leftovers_are_swept(recipe: Recipe, tmp_path: Path) -> None:
     leftover.mkdir()
     resume(tmp_path / "out")
     assert not leftover.exists()
+
+
+def test_work_survives_a_stop_and_goes_when_the_stage_is_done(recipe: Recipe, tmp_path: Path) -> None:
+    work = tmp_path / "out" / "work"
+    with pytest.raises(InputError, match="broken"):
+        run(recipe.model_copy(update={"prune": Prune(method="broken")}), tmp_path / "out")
+    (kept,) = work.iterdir()
+    assert kept.name.startswith("second-") and (kept / "begun").is_file()
+    with pytest.raises(InputError, match="broken"):
+        resume(tmp_path / "out")
+    assert (kept / "begun").read_text() == "again", "the same key finds what it left"
+    (work / "first-0123456789ab").mkdir()
+    run(recipe, tmp_path / "out", overwrite=True)  # another method: another key
+    assert not work.exists()
+
+
+def test_what_another_recipe_published_goes(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(recipe, tmp_path / "out")
+    for stage in ("SECOND", "THIRD"):
+        after = tuple(name for name in getattr(fake_stages, stage).after if name != "second")
+        changes = {"after": after} if stage == "THIRD" else {"wanted": lambda recipe: False}
+        monkeypatch.setattr(fake_stages, stage, dataclasses.replace(getattr(fake_stages, stage), **changes))
+    run(recipe, tmp_path / "out", overwrite=True)
+    assert not (tmp_path / "out" / "model").exists() and (tmp_path / "out" / "report.json").exists()
+    assert sorted(path.name for path in (tmp_path / "out" / "stages").iterdir()) == ["01-first", "02-third"]
 
 
 def test_a_damaged_record_is_named(recipe: Recipe, tmp_path: Path) -> None:

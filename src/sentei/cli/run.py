@@ -45,11 +45,14 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
 
 
 def show_report(out: Path, report: dict[str, Any]) -> None:
-    """The table dense | pruned, the summary, and the paths."""
+    """The table dense | pruned | recovered, the summary, and the paths."""
     from sentei.report.html import summary
     from sentei.report.table import report_table
 
     print_table(report_table(report))
     typer.echo(f"{summary(report)}\n")
-    for name, path in (("report", "report.html"), ("figures", "report.json"), ("model", "model")):
+    paths = {"report": "report.html", "figures": "report.json", "model": "model"}
+    if "recovery" in report:
+        paths["data"] = "selection.html"
+    for name, path in paths.items():
         typer.echo(f"{name:8}{out / path}")

@@ -31,18 +31,20 @@ def select_command(
     ] = None,
     target: Annotated[str | None, typer.Option(help="Texts of the wanted capability, a pool of any format.")] = None,
     clusters: Annotated[int | None, typer.Option(min=1, help="Number of clusters; default: by rule.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Exponent on the damage of a cluster.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="Exponent on the damage of a cluster; default: 1.")
+    ] = None,
     weight: Annotated[
         list[str] | None, typer.Option(help="Factor on a cluster's share: 3=2.0 doubles cluster 3.", metavar="K=W...")
     ] = None,
-    minimum: Annotated[int, typer.Option(min=0, help="Rows (or tokens) for every cluster.")] = 0,
+    minimum: Annotated[int | None, typer.Option(min=0, help="Rows (or tokens) for every cluster; default: 0.")] = None,
     ids: Annotated[Path | None, typer.Option(help="For the strategy ids: JSONL or lines of ids, best first.")] = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
     top: Annotated[int, typer.Option(min=0, help="Teacher's tokens kept per position, for distillation.")] = 16,
     embedder: Annotated[
         str | None, typer.Option(help="A sentence-transformers model; default: the embedded one.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of clustering and of what is random.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of clustering and of what is random; default: 0.")] = None,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
@@ -56,15 +58,21 @@ def select_command(
     check_output(out, overwrite=overwrite)
     choice: dict[str, Any] = {
         "temperature": temperature,
-        "weights": parse_weights(weight or []),
+        "weights": parse_weights(weight) if weight else None,
         "minimum": minimum,
-        "ids": read_ids(ids) if ids else (),
+        "ids": read_ids(ids) if ids else None,
+        "seed": seed,
     }
-    common: dict[str, Any] = {"budget": budget, "seed": seed, "overwrite": overwrite, **choice}
+    common: dict[str, Any] = {
+        "budget": budget,
+        "filters": None if filters is None else [name for name in filters if name != "none"],
+        "overwrite": overwrite,
+        **{name: value for name, value in choice.items() if value is not None},  # what is not given stays as it was
+    }
     if selection is not None:
-        given = {"--dense": dense, "--pruned": pruned, "--pool": pool, "--target": target, "--filters": filters}
-        if any(given.values()):
-            names = ", ".join(name for name, value in given.items() if value)
+        given: dict[str, Any] = {"--dense": dense, "--pruned": pruned, "--pool": pool, "--pool-format": pool_format}
+        given |= {"--target": target, "--clusters": clusters, "--embedder": embedder}
+        if names := ", ".join(name for name, value in given.items() if value is not None):
             raise InputError(f"{names} cannot be changed without the models; leave {selection} out to score anew")
         from sentei.recover.select.select import reselect
 
@@ -77,8 +85,7 @@ def select_command(
             )
         made = _score(
             str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, trust_remote_code,
-            strategy=strategy or "auto", filters=None if filters is None else [f for f in filters if f != "none"],
-            clusters=clusters, length=length, top=top, embedder=embedder, **common,
+            strategy=strategy or "auto", clusters=clusters, length=length, top=top, embedder=embedder, **common,
         )  # fmt: skip
     about = made.about["budget"]
     if format is Format.json:

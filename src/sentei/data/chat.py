@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sentei.data.pools import PoolRow, Turn
 from sentei.errors import InputError, one_line
+from sentei.files import hash_json
 
 # Where a tokenizer has no chat template: the turns with a blank line between them, the end token after every answer.
 PLAIN = (
@@ -77,6 +78,11 @@ def encode(rows: Sequence[PoolRow], tokenizer: Any, *, length: int) -> list[Samp
         found |= zip(texts, _tokenise(tokenizer, raw, length, special=True), strict=True)
         samples += [found[i] for i in range(len(some))]
     return samples
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of what turns a conversation into token ids: vocabulary and chat template."""
+    return hash_json([tokenizer.get_vocab(), tokenizer.chat_template])
 
 
 _Drawn = tuple[str, "list[tuple[int, int]] | None"]  # a text and the characters [start, end) of its answers; None: all

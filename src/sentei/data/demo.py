@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import random
 import re
 from collections.abc import Callable
@@ -89,6 +90,45 @@ def demo_tasks(names: list[str] | None = None) -> list[TaskSet]:
     return [TaskSet(name, DEMO_TASKS[name]()) for name in wanted]
 
 
+def demo_pool(evaluated: int | None = None, *, rows: int = 600) -> list[dict[str, str]]:
+    """Questions with their right answers, to recover with: `{"id", "prompt", "completion"}`, the sets in turn.
+
+    Ten sets: science (SciQ), everyday life (Social IQa), sums in words (GSM8K), programs (MBPP), and the six skills
+    that `demo_tasks` has too. The split is by row: of a skill only rows after the first `evaluated` ones are taken, and
+    none that asks what one of those asks. No demo task reads the other four sets. These are validation and test rows of
+    public sets, so a model that was healed with them has no honest figure on those sets.
+
+    Args:
+        evaluated: rows of each task, from its start, that the model will be evaluated on; None: all, so that the skills
+            are left out.
+        rows: at most so many.
+
+    Raises:
+        InputError: the package is missing (with the command that installs it).
+    """
+    sets: dict[str, list[tuple[str, str]]] = {
+        "science": [(r["question"], r["correct_answer"]) for r in _rows("sciq/none")],
+        "everyday": [
+            (f"{r['context']} {r['question']}", r[f"answer{'ABC'[int(r['label']) - 1]}"])
+            for r in _rows("social_i_qa/none")
+        ],
+        "sums": [(r["doc"]["question"], r["doc"]["choices"][0]) for r in _requests("gsm8k/gold_bpb_5shot")],
+        "programs": [(r["doc"]["text"], r["doc"]["code"]) for r in _requests("codex_mbpp/gold_bpb_0shot")],
+    }
+    for pairs in sets.values():
+        random.Random(0).shuffle(pairs)
+    for skill in _SKILLS if evaluated is not None else ():
+        pairs = [(r["doc"]["question"], r["doc"]["choices"][r["label"]]) for r in _skill_requests(skill)]
+        asked = {question for question, _ in pairs[:evaluated]}
+        sets[skill] = [pair for pair in pairs[evaluated:] if pair[0] not in asked]
+    numbered = ([(f"{name}-{n}", *pair) for n, pair in enumerate(pairs)] for name, pairs in sets.items())
+    mixed = (row for turn in itertools.zip_longest(*numbered) for row in turn if row is not None)
+    return [
+        {"id": id, "prompt": question.strip(), "completion": answer.replace("\r\n", "\n").strip()}
+        for id, question, answer in itertools.islice(mixed, rows)
+    ]
+
+
 def _choices(context: str, choices: list[str], label: int) -> dict[str, Any]:
     return {"context": context, "choices": choices, "label": label}
 
@@ -141,8 +181,13 @@ def _boolq() -> list[dict[str, Any]]:
 
 
 def _skill(skill: str) -> list[dict[str, Any]]:
+    return [_choices(r["request"]["context"], r["doc"]["choices"], r["label"]) for r in _skill_requests(skill)]
+
+
+def _skill_requests(skill: str) -> list[dict[str, Any]]:
+    """One request per row, in the order in which the rows are evaluated."""
     rows = [
-        _choices(r["request"]["context"], r["doc"]["choices"], r["label"])
+        r
         for r in _requests(f"basic_skills_{skill}/rc_5shot")
         if r["idx"] == 0 and r["request"]["context"].endswith(r["doc"]["question"])  # the others have no question
     ]

@@ -25,7 +25,7 @@ class PoolRow:
     """One row of a pool.
 
     Attributes:
-        id: the row's own `id`, else its position in the pool, from 0.
+        id: the row's own `id`, else its position in the pool, from 0; `id#position` where an earlier row has that id.
         turns: the conversation; empty for raw text.
         text: raw text; empty for a conversation.
         raw: the row as it was read.
@@ -61,7 +61,8 @@ class Pool:
 def read_pool(source: str | Path | Sequence[dict[str, Any]], *, format: str | None = None) -> Pool:
     """Reads a pool; the keys of its first row say in which format it is.
 
-    An empty instruction or answer is read as it is: rejecting rows is for the filters.
+    An empty instruction or answer is read as it is: rejecting rows is for the filters. Pools that were joined repeat
+    ids: a repeated one becomes `id#position`.
 
     Args:
         source: a .jsonl, .jsonl.gz, .parquet or .json (array) file; a directory of the first three (in order of their
@@ -69,12 +70,12 @@ def read_pool(source: str | Path | Sequence[dict[str, Any]], *, format: str | No
         format: a name in `sentei.data.formats.FORMATS`, where the keys would say something else.
 
     Raises:
-        InputError: unreadable or empty; a row that does not fit (file, line, keys); an id that occurs twice.
+        InputError: unreadable or empty; a row that does not fit (file, line, keys).
     """
     name = str(source) if isinstance(source, str | Path) else "rows in memory"
     chosen = FORMATS[format] if format is not None else None
     rows: list[PoolRow] = []
-    places: dict[str, str] = {}
+    taken: set[str] = set()
     for place, raw in _read(source):
         chosen = chosen or _detect(raw, place)
         try:
@@ -85,11 +86,9 @@ def read_pool(source: str | Path | Sequence[dict[str, Any]], *, format: str | No
                 f"mend that row, or name another format; known: {_schemas()}"
             ) from None
         id = str(len(rows)) if raw.get("id") is None else str(raw["id"])
-        if id in places:
-            raise InputError(
-                f"{place}: the id {id!r} is taken by {places[id]}; ids must differ, change or remove the key 'id'"
-            )
-        places[id] = place
+        while id in taken:
+            id += f"#{len(rows)}"
+        taken.add(id)
         text, turns = (found, ()) if isinstance(found, str) else ("", tuple(Turn(*turn) for turn in found))
         rows.append(PoolRow(id, turns, text, raw, place))
     if chosen is None or not rows:

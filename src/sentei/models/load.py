@@ -18,7 +18,7 @@ from sentei.models.weights import digest, read_weights, weight_files
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["DTYPES", "Loaded", "as_loaded", "digest", "load"]
+__all__ = ["DTYPES", "Loaded", "as_loaded", "context_length", "digest", "load"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 # What transformers raises for a config whose values do not fit together.
@@ -92,6 +92,11 @@ def as_loaded(model: PreTrainedModel | Loaded, tokenizer: Any = None, name: str 
         return Loaded(model.model, tokenizer or model.tokenizer, name or model.name, model.digest)
     family_of(model.config)
     return Loaded(model, tokenizer, name or Path(model.name_or_path).name or "in-memory model", digest(model))
+
+
+def context_length(model: Any) -> int:
+    """Tokens that a model was made to see; practically unbounded where its config does not say."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
 def _load_known(directory: Path, model_type: str, files: list[Path], dtype: str, device: str) -> PreTrainedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,8 @@ def evaluate(
         A list: `{"schema_version", "models": [such objects], "comparisons"}`; each comparison sets a later model
         against the first: `{"model", "reference", "perplexity": {name: {"ratio", "interval"}}, "tasks": {name:
         {"difference", "interval", "difference_norm", "interval_norm"}}, "speed": {"prefill", "decode": {"ratio",
-        "interval"}}}`.
+        "interval"}}}`. From three models on there are also `steps`: each model from the third on against the one before
+        it, in the same form, without speed.
         Intervals are 95 % bootstrap intervals over windows and rows (paired in comparisons); those of speed hold the
         middle half of the rounds. A list with one model gives one object, as on the command line.
 
@@ -136,11 +138,15 @@ def evaluate(
             evidence.speed = rates
     if len(found) == 1:
         return found[0].to_json()
-    return {
+    result = {
         "schema_version": SCHEMA_VERSION,
         "models": [evidence.to_json() for evidence in found],
         "comparisons": [compare(found[0], other) for other in found[1:]],
     }
+    if len(found) > 2:
+        steps = [compare(before, after) for before, after in itertools.pairwise(found[1:])]
+        result["steps"] = [step | {"speed": {}} for step in steps]  # `speed` compares with the first model only
+    return result
 
 
 def compare(reference: Evidence, other: Evidence) -> dict[str, Any]:

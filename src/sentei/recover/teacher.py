@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sentei.data.batches import Batch
 from sentei.errors import InputError
@@ -28,7 +28,10 @@ class Teacher:
         self._place: dict[int, tuple[int, int, int]] = {}
         self._files: list[Any] = []
         for path in sorted(directory.glob("scores-*.safetensors")):
-            file = safe_open(path, framework="np")
+            try:
+                file = safe_open(path, framework="np")
+            except SafetensorError as error:
+                raise InputError(f"{path} is truncated or corrupt ({error}); select again") from error
             if "top_ids" not in file.keys():  # noqa: SIM118 - not a dict
                 raise InputError(f"{path} holds no teacher's tokens: the scoring kept none; select again with --top 16")
             ends = np.cumsum(file.get_tensor("counts"))
@@ -49,6 +52,8 @@ class Teacher:
         """What the teacher says at the targets of a batch, whose samples are these rows of the scored pool."""
         ids, logp = [], []
         for row in rows:
+            if row not in self:
+                raise InputError(f"the teacher has not read row {row}: its file scores-….safetensors is missing")
             file, start, end = self._place[row]
             ids.append(self._files[file].get_slice("top_ids")[start:end])
             logp.append(self._files[file].get_slice("top_logp")[start:end])

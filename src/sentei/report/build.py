@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from sentei.measure.profile import PartStats, Profile
 
 SCHEMA_VERSION = 1
-ROLES = ("dense", "pruned")
+ROLES = ("dense", "pruned", "recovered")
 
 
 def build(
-    *, recipe: Recipe, profile: Profile, plan: Plan, evidence: Mapping[str, Any], seconds: Mapping[str, float]
+    *,
+    recipe: Recipe,
+    profile: Profile,
+    plan: Plan,
+    evidence: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    recovery: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of report.json.
 
@@ -30,11 +36,12 @@ def build(
         recipe: what was asked for.
         profile: what was measured of the dense model.
         plan: what was kept.
-        evidence: what `evaluate` returned for dense and pruned, in this order.
+        evidence: what `evaluate` returned for dense, pruned and, after recovery, recovered, in this order.
         seconds: how long each stage took.
+        recovery: see `sentei.report.recovery.collect`; None where there was none.
     """
     figures = collect(evidence)
-    models = dict(zip(ROLES, evidence["models"], strict=True))
+    models = dict(zip(ROLES[: 2 if recovery is None else 3], evidence["models"], strict=True))
     base = plan.method.split()[0]
     return {
         "schema_version": SCHEMA_VERSION,
@@ -51,6 +58,7 @@ def build(
         },
         "models": models,
         "comparisons": evidence.get("comparisons", []),
+        **({} if recovery is None else {"steps": evidence["steps"], "recovery": dict(recovery)}),
         "figures": [figure.to_json() for figure in figures],
         "average_accuracy": dict(zip(ROLES, average(figures), strict=False)),
         "blocks": _blocks(plan, profile),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Group = Literal["size", "perplexity", "tasks", "speed", "memory"]
@@ -45,6 +45,7 @@ class Figure:
         intervals: 95 % intervals of the values.
         samples: how many rows, tokens or rounds it rests on.
         changes: against the first model, one per other model.
+        steps: against the model before, one per model from the third on; empty where there are two.
     """
 
     group: Group
@@ -55,11 +56,17 @@ class Figure:
     intervals: list[tuple[float, float] | None]
     samples: str
     changes: list[Change | None]
+    steps: list[Change | None] = field(default_factory=list)
 
     @property
     def change(self) -> Change | None:
         """From the first model to the second."""
         return self.changes[0] if self.changes else None
+
+    @property
+    def outcome(self) -> Change | None:
+        """From the first model to the last."""
+        return self.changes[-1] if self.changes else None
 
     def show(self, value: float | None) -> str:
         """A value in words, for tables."""
@@ -67,13 +74,16 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """For report.json."""
-        return asdict(self)
+        row = asdict(self)
+        return row if self.steps else {key: value for key, value in row.items() if key != "steps"}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Figure:
         """From report.json."""
-        changes = [Change(**change) if change else None for change in row["changes"]]
-        return cls(**{**row, "changes": changes})
+        pairs = {
+            key: [Change(**change) if change else None for change in row.get(key, [])] for key in ("changes", "steps")
+        }
+        return cls(**{**row, **pairs})
 
 
 def scaled(value: float, steps: Sequence[str] = ("", "k", "M", "G", "T")) -> str:
@@ -113,6 +123,7 @@ _MEMORY = {
 def collect(evidence: Mapping[str, Any]) -> list[Figure]:
     """All figures of what `evaluate` returned, for one model or several."""
     models, pairs = evidence.get("models", [evidence]), evidence.get("comparisons", [])
+    steps = evidence.get("steps", [])
 
     def cells(section: str, name: str) -> list[Any]:
         return [(model.get(section) or {}).get(name) for model in models]
@@ -122,7 +133,11 @@ def collect(evidence: Mapping[str, Any]) -> list[Figure]:
 
     def measured(group: Group, name: str, value: str, unit: str, better: Better, change: str, kind: Kind) -> Figure:
         found = [cell or {} for cell in cells(group, name)]
-        paired = [(pair.get(group) or {}).get(name) or {} for pair in pairs]
+
+        def changes(pairs: Sequence[Mapping[str, Any]]) -> list[Change | None]:
+            paired = [(pair.get(group) or {}).get(name) or {} for pair in pairs]
+            return [None if cell.get(change) is None else Change(cell[change], _ends(cell), kind) for cell in paired]
+
         return Figure(
             group,
             name,
@@ -131,7 +146,8 @@ def collect(evidence: Mapping[str, Any]) -> list[Figure]:
             [cell.get(value) for cell in found],
             [_ends(cell) for cell in found],
             _samples(found),
-            [None if cell.get(change) is None else Change(cell[change], _ends(cell), kind) for cell in paired],
+            changes(pairs),
+            changes(steps),
         )
 
     def speed(name: str) -> Figure:

@@ -11,20 +11,31 @@ from typing import Any
 from sentei.progress import duration
 from sentei.report import picture
 from sentei.report.figures import Change, Figure, scaled, show
+from sentei.report.recovery import in_words, section, tile
 
 _GROUPS = {"size": "Size", "perplexity": "Perplexity", "tasks": "Accuracy", "speed": "Speed", "memory": "Memory"}
+# The columns of differences for two and three models: which model is set against which.
+_PAIRS = {
+    2: {"difference": (0, 1)},
+    3: {"pruned : dense": (0, 1), "recovered : dense": (0, 2), "recovered : pruned": (1, 2)},
+}
+_UPPER = " In the pictures the upper dot is the pruned model against the dense one, the lower dot the recovered one."
 
 
 def render(report: Mapping[str, Any]) -> str:
     """The page."""
     figures = [Figure.from_json(row) for row in report["figures"]]
-    style = (importlib.resources.files("sentei.report") / "page.css").read_text(encoding="utf-8")
-    title = escape(f"{report['model']}, pruned")
+    recovery = report.get("recovery")
+    folder = importlib.resources.files("sentei.report")
+    sheets = ("page.css",) if recovery is None else ("page.css", "bars.css", "recovery.css")
+    style = "".join((folder / name).read_text(encoding="utf-8") for name in sheets)
+    title = escape(f"{report['model']}, pruned" + (" and recovered" if recovery else ""))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title} · sentei</title><style>{style}</style></head><body><main>"
-        f"{_header(report, figures)}{_removed(report)}{_figures(report, figures)}{_predictions(report)}{_how(report)}"
+        f"{_header(report, figures)}{_removed(report)}{_figures(report, figures)}"
+        f"{section(recovery) if recovery else ''}{_predictions(report)}{_how(report)}"
         f"<footer>Made by sentei {escape(report['sentei'])}. Every figure of this page is in report.json.</footer>"
         "</main></body></html>\n"
     )
@@ -38,20 +49,24 @@ def summary(report: Mapping[str, Any]) -> str:
         return ""
     lost = f"{100 * (1 - pruned / dense):.1f} % of its block params ({scaled(dense)} → {scaled(pruned)})"
     text = f"{report['model']} lost {lost}. "
-    if texts := [f for f in figures.values() if f.group == "perplexity" and f.change]:
-        changes = "; ".join(f"{f.show(f.values[0])} → {f.show(f.values[1])} ({f.change}) on {f.name}" for f in texts)
+    if recovery := report.get("recovery"):
+        text += f"{in_words(recovery)} "
+    if texts := [f for f in figures.values() if f.group == "perplexity" and f.outcome]:
+        changes = "; ".join(f"{' → '.join(map(f.show, f.values))} ({f.outcome}) on {f.name}" for f in texts)
         text += f"Perplexity went from {changes}. "
     if average := report["average_accuracy"]:
         tasks = sum(f.group == "tasks" for f in figures.values())
-        before, after = (show(average[role], "accuracy") for role in ("dense", "pruned"))
+        means = " → ".join(show(mean, "accuracy") for mean in average.values())
         over = f"{tasks} task{'s' if tasks > 1 else ''}"
-        text += f"Mean accuracy over {over}: {before} → {after} ({_average_change(average)} points). "
-    speeds = [f"{f.name} {f.change}" for f in figures.values() if f.group == "speed" and f.change]
+        text += f"Mean accuracy over {over}: {means} ({_difference(average, 0, -1)} points). "
+    speeds = [f"{f.name} {f.outcome}" for f in figures.values() if f.group == "speed" and f.outcome]
     return text + (f"Speed on this machine: {', '.join(speeds)}." if speeds else "")
 
 
-def _average_change(average: Mapping[str, float]) -> Change:
-    return Change(average["pruned"] - average["dense"], None, "points")
+def _difference(average: Mapping[str, float], before: int, after: int) -> Change:
+    """Between the mean accuracies of two models, by their place."""
+    means = list(average.values())
+    return Change(means[after] - means[before], None, "points")
 
 
 def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:
@@ -62,15 +77,17 @@ def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:
         tiles.append(
             (f"−{100 * (1 - blocks.change.value):.1f} %", f"block params, now {blocks.show(blocks.values[1])}")
         )
-    for f in [f for f in figures if f.group == "perplexity" and f.change][:1]:
-        tiles.append((str(f.change), f"perplexity on {f.name}, now {f.show(f.values[1])}"))
+    for f in [f for f in figures if f.group == "perplexity" and f.outcome][:1]:
+        tiles.append((str(f.outcome), f"perplexity on {f.name}, now {f.show(f.values[-1])}"))
     if average := report["average_accuracy"]:
-        now = show(average["pruned"], "accuracy")
-        tiles.append((str(_average_change(average)), f"points of mean accuracy, now {now}"))
+        now = show(list(average.values())[-1], "accuracy")
+        tiles.append((str(_difference(average, 0, -1)), f"points of mean accuracy, now {now}"))
+    if recovery := report.get("recovery"):
+        tiles += tile(recovery)
     for name in ("prefill", "decode"):
         speed = by_name.get(("speed", name))
-        if speed and speed.change:
-            tiles.append((str(speed.change), f"{name} speed, now {speed.show(speed.values[1])} tokens/s"))
+        if speed and speed.outcome:
+            tiles.append((str(speed.outcome), f"{name} speed, now {speed.show(speed.values[-1])} tokens/s"))
     cards = "".join(f'<div class="tile"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in tiles)
     return (
         f'<header><p class="eyebrow">pruning report</p><h1>{escape(report["model"])}: '
@@ -119,38 +136,43 @@ def _removed(report: Mapping[str, Any]) -> str:
 def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
     points = [c for f in figures for c in f.changes if c and c.kind == "points"]
     reach = 1.1 * max((abs(end) for c in points for end in (c.interval or (c.value,))), default=0.0) or 1.0
+    roles = list(report["models"])
+    pairs = _PAIRS[len(roles)]
+    both = "both" if len(roles) == 2 else "all"
     body = ""
     for group, label in _GROUPS.items():
         rows = [f for f in figures if f.group == group]
         if not rows:
             continue
-        body += f'<tr class="group"><td colspan="5">{label}</td></tr>' + "".join(_figure(f, reach) for f in rows)
+        span = len(roles) + len(pairs) + 2
+        body += f'<tr class="group"><td colspan="{span}">{label}</td></tr>' + "".join(_figure(f, reach) for f in rows)
         if group == "tasks" and (average := report["average_accuracy"]):
-            cells = "".join(f"<td>{show(average[role], 'accuracy')}</td>" for role in ("dense", "pruned"))
-            cells += f"<td>{_average_change(average)}</td><td></td>"
-            body += f'<tr class="sum"><td>mean accuracy</td>{cells}</tr>'
+            cells = "".join(f"<td>{show(mean, 'accuracy')}</td>" for mean in average.values())
+            cells += "".join(f"<td>{_difference(average, *pair)}</td>" for pair in pairs.values())
+            body += f'<tr class="sum"><td>mean accuracy</td>{cells}<td></td></tr>'
+    head = "".join(f"<th>{name}</th>" for name in ("", *roles, *pairs, ""))
     return (
-        '<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap); differences are paired: both '
+        f'<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap); differences are paired: {both} '
         "models read the same windows and answered the same rows. An interval that crosses the dotted line "
-        "is no clear change. For speed, the interval holds the middle half of the rounds.</p>"
-        '<div class="scroll"><table><thead><tr><th></th><th>dense</th><th>pruned</th><th>difference</th><th></th></tr>'
-        f"</thead><tbody>{body}</tbody></table></div></section>"
+        "is no clear change. For speed, the interval holds the middle half of the rounds."
+        f"{_UPPER if len(roles) > 2 else ''}</p>"
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>'
     )
 
 
 def _figure(figure: Figure, reach: float) -> str:
-    change, cells, small, plot = figure.change, "", "", ""
-    for value, between in zip(figure.values[:2], figure.intervals[:2], strict=True):
+    cells = ""
+    for value, between in zip(figure.values, figure.intervals, strict=True):
         sure = f"<small>{figure.show(between[0])} – {figure.show(between[1])}</small>" if between else ""
         cells += f"<td>{figure.show(value)}{sure}</td>"
-    if change and change.interval:
-        small = f"<small>{change.between}</small>"
-        plot = picture.interval(change.value, change.interval, reach) if change.kind == "points" else ""
+    steps = figure.steps or [None] * (len(figure.values) - 2)
+    for change in [*(figure.changes or [None] * (len(figure.values) - 1)), *steps]:
+        small = f"<small>{change.between}</small>" if change and change.interval else ""
+        cells += f'<td class="{_verdict(figure, change)}">{change or "–"}{small}</td>'
+    drawn = [(c.value, c.interval) for c in figure.changes if c and c.interval and c.kind == "points"]
+    plot = picture.intervals(drawn, reach) if drawn else ""
     samples = f"<small>{escape(figure.samples)}</small>" if figure.samples else ""
-    return (
-        f"<tr><td>{escape(figure.name)}{samples}</td>{cells}"
-        f'<td class="{_verdict(figure, change)}">{change or "–"}{small}</td><td class="plot">{plot}</td></tr>'
-    )
+    return f'<tr><td>{escape(figure.name)}{samples}</td>{cells}<td class="plot">{plot}</td></tr>'
 
 
 def _verdict(figure: Figure, change: Change | None) -> str:

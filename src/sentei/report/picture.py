@@ -38,17 +38,58 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
-def interval(value: float, ends: tuple[float, float], reach: float) -> str:
-    """A dot with its interval on a line from -`reach` to `reach`, zero marked."""
+def intervals(values: Sequence[tuple[float, tuple[float, float]]], reach: float) -> str:
+    """Dots with their intervals, one below the other, on a line from -`reach` to `reach`, zero marked."""
 
     def x(v: float) -> float:
         return 90 + 84 * max(-1.0, min(1.0, v / reach))
 
+    height = 18 if len(values) == 1 else 13 * len(values)
+    parts = ""
+    for n, (value, ends) in enumerate(values, 1):
+        y = height * (n - 0.5) / len(values)
+        parts += (
+            f'<line class="whisker" x1="{x(ends[0]):.1f}" x2="{x(ends[1]):.1f}" y1="{y:g}" y2="{y:g}"/>'
+            f'<circle class="dot" cx="{x(value):.1f}" cy="{y:g}" r="4"/>'
+        )
+    zero = f'<line class="zero" x1="90" x2="90" y1="0" y2="{height}"/>'
+    return f'<svg viewBox="0 0 180 {height}" aria-hidden="true">{zero}{parts}</svg>'
+
+
+def curve(points: Sequence[tuple[float, float]], kept: int) -> str:
+    """The recovery curve: held-out loss over training tokens; the point at `kept` is the state that was kept."""
+    width, left, top, height = 1000.0, 92.0, 14.0, 220.0
+    far = max(x for x, _ in points) or 1.0
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    room = 0.08 * (high - low) or 0.1
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = (high + room - y) / (high - low + 2 * room)
+        return left + 12 + (width - left - 40) * x / far, top + height * share
+
+    spots = [place(*point) for point in points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
+    parts = [f'<line class="axis" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>' for y in (top, top + height)]
+    for value in {low, high}:
+        y = place(0, value)[1]
+        parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{value:.3f}</text>')
+    for tokens in {0.0, points[kept][0], far}:
+        x = place(tokens, low)[0]
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 18:.1f}" text-anchor="middle">{tokens:,.0f}</text>')
+    parts.append(f'<polyline class="curve" points="{path}"/>')
+    for n, ((x, y), (tokens, loss)) in enumerate(zip(spots, points, strict=True)):
+        title = f"{tokens:,.0f} tokens: {loss:.4f} nats" + (", kept" if n == kept else "")
+        kind, radius = ("point kept", 7) if n == kept else ("point", 4)
+        parts.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{title}</title></circle>')
+    label = f"Held-out loss at {len(points)} moments of the training"
     return (
-        '<svg viewBox="0 0 180 18" aria-hidden="true"><line class="zero" x1="90" x2="90" y1="0" y2="18"/>'
-        f'<line class="whisker" x1="{x(ends[0]):.1f}" x2="{x(ends[1]):.1f}" y1="9" y2="9"/>'
-        f'<circle class="dot" cx="{x(value):.1f}" cy="9" r="4"/></svg>'
+        f'<svg viewBox="0 0 {width:.0f} {top + height + 26:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     )
+
+
+def share(part: float, kind: str) -> str:
+    """A bar filled by `part`, 0 to 1, for cells of tables; its style is in bars.css."""
+    return f'<span class="bar {kind}"><i style="width:{100 * min(max(part, 0.0), 1.0):.1f}%"></i></span>'
 
 
 def _axis(y: float, label: str, ends: tuple[str, str]) -> str:

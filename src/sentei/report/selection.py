@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sentei.report.picture import share
+
 LONGEST = 700  # characters of a text that are shown
 _SIDE, _EDGE, _LABELS = 900, 24, 14  # of the map: its side, its margin, and the clusters that are named on it
 
@@ -24,7 +26,8 @@ def render(selection: Mapping[str, Any]) -> str:
     """
     clusters = sorted(selection["clusters"], key=lambda c: (c["damage"] is None, -(c["damage"] or 0.0), c["id"]))
     folder = importlib.resources.files("sentei.report")
-    style = "".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", "selection.css"))
+    sheets = ("page.css", "bars.css", "selection.css")
+    style = "".join((folder / name).read_text(encoding="utf-8") for name in sheets)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -75,21 +78,17 @@ def _header(selection: Mapping[str, Any]) -> str:
     )
 
 
-def _bar(part: float, kind: str) -> str:
-    return f'<span class="bar {kind}"><i style="width:{100 * min(max(part, 0.0), 1.0):.1f}%"></i></span>'
-
-
 def _table(clusters: Sequence[Mapping[str, Any]]) -> str:
     worst = max((c["damage"] or 0.0 for c in clusters), default=0.0) or 1.0
     largest = max((c["share"] for c in clusters), default=0.0) or 1.0
     total = sum(c["rows"] for c in clusters) or 1
     body = ""
     for c in clusters:
-        damage = _damage(c["damage"]) + (_bar(c["damage"] / worst, "damage") if c["damage"] is not None else "")
+        damage = _damage(c["damage"]) + (share(c["damage"] / worst, "damage") if c["damage"] is not None else "")
         dot = f'<span class="dot" style="background:{_colour(c["id"])}"></span>'
         body += (
             f"<tr><td>{dot}{_text(c['name'])}</td><td>{damage}</td><td>{100 * c['share']:.1f} %"
-            f"{_bar(c['share'] / largest, 'share')}</td><td>{100 * c['rows'] / total:.1f} %</td>"
+            f"{share(c['share'] / largest, 'share')}</td><td>{100 * c['rows'] / total:.1f} %</td>"
             f"<td>{c['rows']:,}</td><td>{c['rejected']:,}</td><td>{c['selected']:,}</td></tr>"
         )
     head = ("cluster", "damage", "share of the budget", "share of the pool", "rows", "rejected", "selected")

@@ -45,7 +45,7 @@ def figures_table(figures: Sequence[Figure], models: Sequence[str]) -> Table:
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
-    """The table dense | pruned of a report."""
+    """The table dense | pruned, and recovered where there was recovery, of a report."""
     return figures_table([Figure.from_json(row) for row in report["figures"]], list(report["models"]))
 
 

@@ -41,7 +41,7 @@ def read_ids(path: Path) -> list[str]:
                 raise InputError(f"{path}:{number}: there is no key 'id'; found: {', '.join(row) or 'none'}")
             ids.append(str(row["id"]))
     else:
-        ids = decode(read_bytes(path), path).split()
+        ids = [line.strip() for line in decode(read_bytes(path), path).split("\n") if line.strip()]
     if not ids:
         raise InputError(f"{path} is empty: there are no ids in it")
     return ids

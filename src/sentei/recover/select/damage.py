@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from sentei.data.batches import Batch, by_length, pad
 from sentei.data.chat import Sample
+from sentei.errors import InputError
 from sentei.files import atomic_file
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating, final_hidden, logits, score_targets
@@ -94,6 +96,7 @@ def score(
                 parts = []
                 for rows in shard:
                     part = _score_batch(dense, pruned, pad(samples, rows), top)
+                    _check(part, pruned is not None)
                     parts.append(part | {"alone_nll": _alone(dense, samples, rows, alone)})
                     bar.advance(sum(len(samples[row].ids) for row in rows))
                 with atomic_file(path) as scratch:
@@ -107,7 +110,10 @@ def read_scores(directory: Path, rows: int) -> Scores:
     """The scores of a pool of `rows` rows from the shards of a directory."""
     found = {field.name: np.full(rows, np.nan, np.float32) for field in fields(Scores)}
     for path in sorted(directory.glob("scores-*.safetensors")):
-        shard = load_file(path)
+        try:
+            shard = load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} is truncated or corrupt ({error}); delete it and score again") from error
         for name, values in found.items():
             values[shard["rows"]] = shard[name]
     return Scores(**found)
@@ -173,6 +179,21 @@ def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int) -> dict
     kept = {name: torch.cat(columns[name]).cpu().numpy() for name in ("top_ids", "top_logp") if top}
     found = {name: mean(columns[name]) for name in ("jsd", "dense_nll", "pruned_nll")}
     return {"rows": np.array(batch.rows, np.int64), "counts": counts.cpu().numpy(), **found, **kept}
+
+
+def _check(part: dict[str, np.ndarray], both: bool) -> None:
+    """A model that overflows has no damage to measure.
+
+    Raises:
+        InputError: a prediction is not a number.
+    """
+    for name, model in (("dense_nll", "dense"), ("pruned_nll", "pruned"), ("jsd", "pruned")):
+        if (both or model == "dense") and not np.isfinite(part[name]).all():
+            row = part["rows"][~np.isfinite(part[name])][0]
+            raise InputError(
+                f"the {model} model's predictions for row {row} of the pool are not numbers: its weights are broken, "
+                "or float16 overflows; evaluate it, or use --dtype bfloat16"
+            )
 
 
 def _states(model: Any, batch: Batch) -> Tensor:

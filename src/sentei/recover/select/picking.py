@@ -52,19 +52,43 @@ class Amount:
         """Rows or tokens, for a pool of so many rows; at least one."""
         return max(1, round(self.value * rows)) if self.unit == "share" else int(self.value)
 
+    def check(self, rows: int, tokens: int, rejected: int = 0) -> None:
+        """Refuses a budget that a pool cannot fill.
+
+        Args:
+            rows: of the pool.
+            tokens: of the rows that may be selected.
+            rejected: how many rows may not be selected.
+
+        Raises:
+            InputError: it is too large.
+        """
+        total, unit = self.units(rows), "tokens" if self.unit == "tokens" else "rows"
+        reachable = tokens if unit == "tokens" else rows - rejected
+        if total > reachable:
+            lost = f" ({rejected:,} of {rows:,} rows are rejected or have no score)" if rejected else ""
+            mend = "lower --budget, or turn a filter off" if rejected else "lower --budget, or give a larger pool"
+            raise InputError(
+                f"the budget is {total:,} {unit}, the pool has {reachable:,} {unit} that may be selected{lost}; {mend}"
+            )
+
 
 @dataclass(frozen=True)
 class Picked:
     """What was picked.
 
     Attributes:
-        rows: positions in the pool, cluster by cluster, the best first.
-        shares: budget of each cluster, int64 [K].
+        rows: positions in the pool, group by group, the best first.
+        groups: which rows share a part of the budget, int64 [N]: the clusters, or all rows where those do not matter.
+        shared: whether the groups are the clusters.
+        shares: budget of each group, int64 [K].
         scores: of every row [N], as the strategy gave them.
         refused: rows that the concept graph refused, with the reason.
     """
 
     rows: list[int]
+    groups: NDArray[np.int64]
+    shared: bool
     shares: NDArray[np.int64]
     scores: NDArray[np.float64]
     refused: dict[int, str]
@@ -87,28 +111,32 @@ def pick(candidates: Candidates, strategy: Strategy, amount: Amount, minimum: in
     total = int(usable.sum()) if whole else amount.units(len(usable))
     in_tokens = amount.unit == "tokens" and not whole
     tokens = candidates.tokens
-    reachable = int(tokens[usable].sum()) if in_tokens else int(usable.sum())
-    if total > reachable:
-        unit = "tokens" if in_tokens else "rows"
+    if not whole:
+        amount.check(len(usable), int(tokens[usable].sum()), len(usable) - int(usable.sum()))
+    shared = preference.weights is not None
+    if not shared and (minimum or candidates.weights):
         raise InputError(
-            f"the budget is {total:,} {unit}, the pool has {reachable:,} {unit} that may be selected "
-            f"({len(usable) - int(usable.sum()):,} of {len(usable):,} rows are rejected); "
-            "lower --budget, or turn a filter off"
+            "this strategy does not look at clusters: --minimum and --weight mean nothing to it; leave them out"
         )
-    groups = candidates.clusters if preference.weights is not None else np.zeros(len(usable), np.int64)
-    weights = preference.weights if preference.weights is not None else np.ones(1)
+    groups = candidates.clusters if shared else np.zeros(len(usable), np.int64)
+    weights = np.ones(1) if preference.weights is None else preference.weights
+    costs = tokens if in_tokens else np.ones(len(usable), np.int64)
     refused: dict[int, str] = {}
     if strategy.concepts:
-        refused = _refused(candidates, scores, usable, groups, weights, total)
+        refused = _refused(candidates, _orders(scores, usable, groups, len(weights)), weights, costs, total, minimum)
         usable = usable & ~np.isin(np.arange(len(usable)), list(refused))
     orders = _orders(scores, usable, groups, len(weights))
-    capacity = [int(tokens[order].sum()) if in_tokens else len(order) for order in orders]
-    shares = split(total, weights, capacity, minimum)
+    shares = split(total, weights, [int(costs[order].sum()) for order in orders], minimum)
     if in_tokens:
         taken = take_tokens(orders, tokens, shares)
     else:
         taken = [order[:share] for order, share in zip(orders, shares, strict=True)]
-    return Picked([int(row) for rows in taken for row in rows], shares, scores, refused)
+    rows = [int(row) for some in taken for row in some]
+    if not rows:
+        raise InputError(
+            f"the budget of {total:,} tokens is less than the shortest row ({int(tokens[usable].min()):,}); raise it"
+        )
+    return Picked(rows, groups, shared, shares, scores, refused)
 
 
 def _orders(
@@ -122,11 +150,11 @@ def _orders(
 
 def _refused(
     candidates: Candidates,
-    scores: NDArray[np.float64],
-    usable: NDArray[np.bool_],
-    groups: NDArray[np.int64],
+    orders: list[NDArray[np.int64]],
     weights: NDArray[np.float64],
+    costs: NDArray[np.int64],
     total: int,
+    minimum: int,
 ) -> dict[int, str]:
     """What PASER's concept graph refuses on the way to the budget, cluster by cluster as published.
 
@@ -136,17 +164,17 @@ def _refused(
 
     graph = ConceptGraph()
     refused: dict[int, str] = {}
-    spare = int(usable.sum()) - total
-    orders = _orders(scores, usable, groups, len(weights))
-    shares = split(total, weights, [len(order) for order in orders])
+    capacity = [int(costs[order].sum()) for order in orders]
+    shares, spare = split(total, weights, capacity, minimum), sum(capacity) - total
     for order, share in zip(orders, shares, strict=True):
         taken = 0
         for row in order.tolist():
-            if taken == share:
+            if taken >= share:
                 break
-            if graph.accepts(candidates.rows[row]) or len(refused) >= spare:
+            if costs[row] > spare or graph.accepts(candidates.rows[row]):
                 graph.add(candidates.rows[row])
-                taken += 1
+                taken += int(costs[row])
             else:
+                spare -= int(costs[row])
                 refused[row] = "the concept graph refuses it: concepts seen before, never together"
     return refused

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sentei.data.chat import encode
+from sentei.data.chat import encode, tokenizer_digest
 from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.errors import InputError, nearest
 from sentei.files import atomic_dir, check_output, hash_json, work_dir, write_json, write_text
-from sentei.models.load import Loaded
+from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
 from sentei.recover.select.cluster import Clustering, cluster
-from sentei.recover.select.damage import TOP, score
-from sentei.recover.select.filters import DEFAULTS, Evidence, reject
+from sentei.recover.select.damage import TOP, Scores, score
+from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
 from sentei.recover.select.names import keywords
 from sentei.recover.select.picking import Amount, pick
 from sentei.recover.select.selection import SCHEMA, Scored, Selection, write_rows, write_scored
@@ -48,7 +49,8 @@ def select(
 ) -> Selection:
     """Scores a pool by damage, and writes a selection directory.
 
-    A killed scoring goes on where it was, when it is called again with the same models, pool and settings.
+    A killed scoring goes on where it was, when it is called again with the same models, pool and settings. What can
+    be seen to be wrong is seen before the models read anything.
 
     Args:
         dense: the model before pruning.
@@ -73,24 +75,36 @@ def select(
         InputError: tokenizers that differ, an unreadable pool, a budget that the pool cannot fill.
     """
     out, progress = check_output(Path(out), overwrite=overwrite), progress or Progress()
-    Amount.parse(budget)
-    chosen_strategy = find_strategy(strategy)
+    amount, names = Amount.parse(budget), _filters(find_strategy(strategy), filters, bool(target))
     _same_tokens(dense, pruned)
     pool = pool if isinstance(pool, Pool) else read_pool(pool)
     progress.say(f"pool: {len(pool.rows):,} rows of {pool.source}, read as {pool.format}")
+    notes = _doubts(dense, pruned)
+    context = min(context_length(dense.model), context_length(pruned.model))
+    length = min(length, context)
     samples = encode(pool.rows, dense.tokenizer, length=length)
-    cut = sum(sample.truncated for sample in samples)
-    if cut:
-        progress.say(f"  {cut} rows are longer than {length} tokens and were cut there; --length sets it")
+    tokens = np.array([len(sample.ids) for sample in samples], np.int64)
+    if cut := sum(sample.truncated for sample in samples):
+        why = "the models see no more" if length == context else "--length sets it"
+        notes.append(f"{cut:,} rows are longer than {length} tokens and were cut there; {why}")
+    for note in notes:
+        progress.say(f"  {note}")
+    if not find_strategy(strategy).takes_all:
+        amount.check(len(samples), int(tokens.sum()))
     scoring = {
         "dense": dense.digest,
         "pruned": pruned.digest,
+        "dtypes": [str(loaded.model.dtype) for loaded in (dense, pruned)],
+        "tokenizer": tokenizer_digest(dense.tokenizer),
         "pool": hash_json([row.raw for row in pool.rows]),
         "length": length,
         "top": top,
         "alone": ifd or strategy == "ifd",
     }
     with work_dir(out, scoring) as work:
+        vectors = _embedded([row.prompt for row in pool.rows], embedder, progress)
+        goal = _embedded(target, embedder, progress) if target else None
+        found = cluster(vectors, clusters=clusters, seed=seed)
         scores = score(
             dense.model,
             pruned.model,
@@ -100,25 +114,20 @@ def select(
             alone=ifd or strategy == "ifd",
             progress=progress,
         )
-        vectors = _embedded([row.prompt for row in pool.rows], embedder, progress)
-        found = cluster(vectors, clusters=clusters, seed=seed)
-        goal = _embedded(target, embedder, progress) if target else None
-        names = list(filters) if filters is not None else [*DEFAULTS] if chosen_strategy.filters else []
-        if goal is not None and filters is None and chosen_strategy.filters:
-            names.append("off-target")
         evidence = Evidence(embeddings=vectors, nll=scores.dense_nll, target=goal)
         scored = Scored(
             pool,
             scores,
-            np.array([len(sample.ids) for sample in samples], np.int64),
+            tokens,
             found.labels.astype(np.int64),
             found.coordinates,
-            _rejections(pool.rows, samples, evidence, names),
+            _rejections(pool.rows, scores, evidence, names),
             None if goal is None else _target_share(vectors, goal, found),
             {
                 "models": {"dense": dense.name, "pruned": pruned.name},
                 "scoring": scoring,
                 "filters": names,
+                "notes": notes,
                 "clusters": {
                     "names": keywords(_texts(pool.rows, found)),
                     "rule": found.rule,
@@ -135,17 +144,22 @@ def reselect(
     *,
     budget: str | float,
     strategy: str | None = None,
-    seed: int = 0,
+    filters: Sequence[str] | None = None,
+    seed: int | None = None,
     overwrite: bool = False,
     **choice: Any,
 ) -> Selection:
     """Another selection from the scores of one: no model is needed.
+
+    What is not given is as it was: with the same budget the same rows come out. Only another strategy brings its own
+    filters, and starts from the usual choices.
 
     Args:
         selection: what `select` wrote.
         out: the directory to write; not that of the selection.
         budget: as for `select`.
         strategy: default: that of the selection.
+        filters: names of filters; "off-target" has to be asked for when the models read the pool.
         seed: of what is random.
         overwrite: replace what is at `out`.
         choice: see `choose`.
@@ -157,7 +171,17 @@ def reselect(
     out = check_output(Path(out), overwrite=overwrite)
     if out.resolve() == selection.directory.resolve():
         raise InputError(f"{out} is the selection that is read; choose another --out")
-    return _write(selection.scored(), out, budget, strategy or selection.about["strategy"], seed, overwrite, choice)
+    scored, before = selection.scored(), selection.about["choice"]
+    if strategy in (None, selection.about["strategy"]):
+        strategy, usual, names = selection.about["strategy"], before, filters
+    else:
+        usual, names = {"seed": before["seed"]}, _filters(find_strategy(strategy), filters, scored.target is not None)
+    choice = {**usual, **choice} | ({} if seed is None else {"seed": seed})
+    if names is not None and [*names] != scored.about["filters"]:
+        evidence = Evidence(nll=scored.scores.dense_nll)
+        rejections = _rejections(scored.pool.rows, scored.scores, evidence, names)
+        scored = replace(scored, rejections=rejections, about={**scored.about, "filters": [*names]})
+    return _write(scored, out, budget, strategy, choice.pop("seed"), overwrite, choice)
 
 
 def choose(
@@ -166,7 +190,7 @@ def choose(
     strategy: Strategy,
     *,
     temperature: float = 1.0,
-    weights: Mapping[int, float] | None = None,
+    weights: Mapping[Any, float] | None = None,
     minimum: int = 0,
     ids: Sequence[str] = (),
     seed: int = 0,
@@ -178,7 +202,7 @@ def choose(
         amount: how much.
         strategy: who decides.
         temperature: exponent on a cluster's damage; 0 makes all clusters equal, 2 favours the worst.
-        weights: factors on the clusters' shares.
+        weights: factors on the clusters' shares, by number of the cluster.
         minimum: rows (or tokens) that every cluster gets.
         ids: for the strategy "ids".
         seed: of what is random.
@@ -192,7 +216,7 @@ def choose(
         scored.scores,
         ids,
         temperature,
-        weights or {},
+        {int(cluster): weight for cluster, weight in (weights or {}).items()},
         scored.target,
         seed,
     )
@@ -226,6 +250,10 @@ def _write(
     amount, chosen_strategy = Amount.parse(budget), find_strategy(strategy)
     picked, candidates = choose(scored, amount, chosen_strategy, seed=seed, **choice)
     chosen = [int(row) for row in picked.rows]
+    if choice.get("weights"):
+        choice = choice | {
+            "weights": {str(cluster): weight for cluster, weight in choice["weights"].items()}
+        }  # as JSON
     about = {
         "schema_version": SCHEMA,
         "strategy": strategy,
@@ -237,7 +265,7 @@ def _write(
         },
         "pool": {"source": scored.pool.source, "format": scored.pool.format, "rows": len(scored.pool.rows)},
         **scored.about,
-        "choice": {key: value for key, value in choice.items() if key != "ids"} | {"seed": seed},
+        "choice": dict(sorted((choice | {"seed": seed}).items())),
         "chosen": chosen,
     }
     rows = manifest(scored, candidates, picked)
@@ -275,15 +303,45 @@ def _embedded(texts: Sequence[str], embedder: str | None, progress: Progress) ->
     return embed(list(texts), model=embedder or MODEL, progress=progress)
 
 
-def _rejections(
-    rows: Sequence[PoolRow], samples: Sequence[Any], evidence: Evidence, names: Sequence[str]
-) -> list[str | None]:
+def _filters(strategy: Strategy, asked: Sequence[str] | None, target: bool) -> list[str]:
+    """The filters that are asked for, else those of the strategy; unknown ones are refused."""
+    names = [*DEFAULTS, *(["off-target"] if target else [])] if strategy.filters else []
+    names = names if asked is None else [*asked]
+    for name in names:
+        FILTERS[name]
+    if "off-target" in names and not target:
+        raise InputError("the filter 'off-target' needs texts of the wanted capability; give some with --target")
+    return names
+
+
+def _rejections(rows: Sequence[PoolRow], scores: Scores, evidence: Evidence, names: Sequence[str]) -> list[str | None]:
     """The first reason against each row; a row without a response within the length can never be trained on."""
     reasons = reject(rows, evidence, names)
-    for i, sample in enumerate(samples):
-        if not sample.response[1:].any():
-            reasons[i] = reasons[i] or f"no response within the {len(sample.ids)} tokens that are read"
+    for row in np.flatnonzero(np.isnan(scores.dense_nll)).tolist():
+        reasons[row] = reasons[row] or "no response among the tokens that are read"
     return reasons
+
+
+def _doubts(dense: Loaded, pruned: Loaded) -> list[str]:
+    """What speaks against one model being a pruning of the other. It is allowed, and said."""
+    if dense.digest == pruned.digest:
+        return [f"{pruned.name} has the weights of {dense.name}: there is no damage to find"]
+    before, after = dense.model.config.get_text_config(), pruned.model.config.get_text_config()
+    kinds = [str(config.model_type).removeprefix("sentei_") for config in (before, after)]
+    params = [sum(p.numel() for p in loaded.model.parameters()) for loaded in (dense, pruned)]
+    differs = []
+    if kinds[0] != kinds[1]:
+        differs.append(f"its architecture is {kinds[1]}, not {kinds[0]}")
+    if before.hidden_size != after.hidden_size:
+        differs.append(f"its hidden size is {after.hidden_size:,}, not {before.hidden_size:,}")
+    if params[1] > params[0]:
+        differs.append(f"it has more parameters ({params[1]:,} against {params[0]:,})")
+    if not differs:
+        return []
+    return [
+        f"{pruned.name} may be no pruning of {dense.name}: {'; '.join(differs)}; damage counts all that differs "
+        "between the two"
+    ]
 
 
 def _target_share(vectors: NDArray[np.float32], goal: NDArray[np.float32], found: Clustering) -> NDArray[np.float64]:

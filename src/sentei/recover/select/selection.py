@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -34,9 +35,9 @@ class Scored:
         tokens: of each row, prompt and response, int64 [N].
         labels: cluster of each row, int64 [N].
         coordinates: where each row is on the map, float32 [N, 2].
-        rejections: why a filter rejected it, or None, [N], for each set of filters that was asked for.
+        rejections: why a filter rejected it, or None, [N].
         target: share of the wanted capability's texts in each cluster [K], or None.
-        about: JSON: models, settings of the scoring, names of the clusters.
+        about: JSON: models, settings of the scoring, filters, names of the clusters, what a person should know.
         shards: the directory of the shards with the teacher's tokens.
     """
 
@@ -81,13 +82,16 @@ class Selection:
                 f"{directory}/selection.json has schema_version {about.get('schema_version')}, expected {SCHEMA}; "
                 "select again with this version of sentei"
             )
+        for name in (POOL, "clusters.safetensors", "rejections.json", SCORES):
+            if not (directory / name).exists():
+                raise InputError(f"{directory} is not complete: {name} is missing; copy the whole directory")
         return cls(directory, about, about["chosen"])
 
     def scored(self) -> Scored:
         """What the selection was made from."""
         pool = read_pool(self.directory / POOL, format=self.about["pool"]["format"])
         arrays = load_file(self.directory / "clusters.safetensors")
-        about = {key: self.about[key] for key in ("models", "scoring", "clusters", "filters")}
+        about = {key: self.about[key] for key in ("models", "scoring", "filters", "notes", "clusters")}
         return Scored(
             Pool(pool.rows, pool.format, self.about["pool"]["source"]),
             read_scores(self.directory / SCORES, len(pool.rows)),
@@ -103,9 +107,13 @@ class Selection:
 
 def write_scored(scored: Scored, directory: Path) -> None:
     """The files of a selection directory that do not depend on the budget."""
-    with gzip.open(directory / POOL, "wt", encoding="utf-8", compresslevel=6) as file:
+    with (
+        open(directory / POOL, "wb") as target,
+        gzip.GzipFile("", "wb", 6, target, mtime=0) as packed,  # neither name nor date: the same bytes each time
+        io.TextIOWrapper(packed, encoding="utf-8") as file,
+    ):
         for row in scored.pool.rows:
-            file.write(json.dumps({**row.raw, "id": row.id}, ensure_ascii=False, default=str) + "\n")
+            file.write(json.dumps(row.raw, default=str) + "\n")  # as it was read: the ids follow from it
     arrays = {"tokens": scored.tokens, "labels": scored.labels, "coordinates": scored.coordinates}
     if scored.target is not None:
         arrays["target"] = scored.target
@@ -116,7 +124,8 @@ def write_scored(scored: Scored, directory: Path) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """JSON lines."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())  # half a surrogate pair is written as \\udxxx
 
 
 def _link(source: str, target: str) -> None:

@@ -64,12 +64,21 @@ class Candidates:
 
     def by_damage(self) -> Floats:
         """Weight of each cluster: its damage, tempered, times what the user and the target say."""
-        weights = self.damage() ** self.temperature
+        weights = self.weighted(self.damage() ** self.temperature)
+        return weights if self.target is None else weights * self.target
+
+    def weighted(self, weights: Floats) -> Floats:
+        """Weights of the clusters times what the user says.
+
+        Raises:
+            InputError: a factor for a cluster that there is not.
+        """
+        weights = weights.copy()
         for cluster, weight in self.weights.items():
             if not 0 <= cluster < self.count:
                 raise InputError(f"a weight is given for cluster {cluster}, the clusters are 0 to {self.count - 1}")
             weights[cluster] *= weight
-        return weights if self.target is None else weights * self.target
+        return weights
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,9 @@ STRATEGIES: dict[str, Strategy] = {
         "budget by each cluster's damage, rows by damage per cost, concept graph (arXiv 2502.12594)",
         concepts=True,
     ),
-    "uniform": Strategy(lambda c: Preference(_random(c), np.ones(c.count)), "the same from every cluster, at random"),
+    "uniform": Strategy(
+        lambda c: Preference(_random(c), c.weighted(np.ones(c.count))), "the same from every cluster, at random"
+    ),
     "random": Strategy(lambda c: Preference(_random(c)), "at random"),
     "length": Strategy(lambda c: Preference(c.tokens.astype(np.float64)), "the longest rows"),
     "perplexity": Strategy(

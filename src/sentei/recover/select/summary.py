@@ -18,7 +18,7 @@ EXAMPLES = 4  # of each cluster: half of them selected
 def manifest(scored: Scored, candidates: Candidates, picked: Picked) -> list[dict[str, Any]]:
     """One row for every row of the pool: id, cluster, jsd, tokens, score, decision, reason."""
     selected = set(picked.rows)
-    rank = _ranks(picked, candidates)
+    rank, last = _ranks(picked, candidates)
     rows = []
     for at, row in enumerate(scored.pool.rows):
         cluster = int(scored.labels[at])
@@ -28,8 +28,17 @@ def manifest(scored: Scored, candidates: Candidates, picked: Picked) -> list[dic
             reason = rejection
         elif at in rank:
             place, of = rank[at]
-            verdict = "within" if at in selected else "beyond"
-            reason = f"place {place} of {of} in cluster {cluster}, {verdict} the cluster's share of the budget"
+            where, share = (
+                (f" in cluster {cluster}", "the cluster's share of the budget") if picked.shared else ("", "the budget")
+            )
+            verdict = (
+                "within"
+                if at in selected
+                else "beyond"
+                if place > last[int(picked.groups[at])]
+                else "too long for what was left of"
+            )
+            reason = f"place {place} of {of}{where}, {verdict} {share}"
         else:
             reason = "the strategy gives it no score"
         rows.append(
@@ -86,20 +95,27 @@ def summarise(
             {"reason": reason, "count": count, "example": f"row {first[reason]['id']}: {first[reason]['reason']}"}
             for reason, count in reasons.most_common()
         ],
-        "notes": [f"number of clusters: {scored.about['clusters']['rule']}"],
+        "notes": [
+            *scored.about["notes"],
+            f"filters: {', '.join(scored.about['filters']) or 'none'}",
+            f"number of clusters: {scored.about['clusters']['rule']}",
+        ],
     }
 
 
-def _ranks(picked: Picked, candidates: Candidates) -> dict[int, tuple[int, int]]:
-    """Place of each row in its cluster, by score, among the rows that could be selected."""
+def _ranks(picked: Picked, candidates: Candidates) -> tuple[dict[int, tuple[int, int]], dict[int, int]]:
+    """Place of each row among those of its group that could be selected; and the last selected place of each group."""
     usable = candidates.allowed & np.isfinite(picked.scores)
     usable[list(picked.refused)] = False
     ranks = {}
     order = np.argsort(-picked.scores, kind="stable")
-    for k in range(candidates.count):
-        members = order[(candidates.clusters[order] == k) & usable[order]]
+    for group in range(len(picked.shares)):
+        members = order[(picked.groups[order] == group) & usable[order]]
         ranks.update({int(row): (place, len(members)) for place, row in enumerate(members, 1)})
-    return ranks
+    last = dict.fromkeys(range(len(picked.shares)), 0)
+    for row in picked.rows:
+        last[int(picked.groups[row])] = max(last[int(picked.groups[row])], ranks[row][0])
+    return ranks, last
 
 
 def _examples(scored: Scored, picked: Picked, rows: list[dict[str, Any]], members: list[int]) -> list[dict[str, Any]]:

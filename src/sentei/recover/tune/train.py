@@ -24,7 +24,8 @@ from sentei.progress import Progress
 WARMUP = 0.1  # share of the steps in which the learning rate rises
 CLIP = 1.0  # norm of the gradient
 BETAS = (0.9, 0.95)
-# Nats by which the mean loss of the last steps may exceed that of the first ones before training is called diverged.
+# Nats by which the mean loss of the last steps may exceed that of the first ones, and the held-out loss that before all
+# training, before it is called diverged.
 DIVERGED = 1.0
 RECENT = 8  # steps in that mean
 
@@ -86,6 +87,7 @@ class Trainer:
         self.directory, self.progress = directory, progress or Progress()
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.params = [p for p in model.parameters() if p.requires_grad]
+        self.buffers = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.masters, lr=learning_rate, betas=BETAS, weight_decay=0.0)
         self.history = History()
@@ -115,8 +117,10 @@ class Trainer:
         self.model.train()
         for param in self.params:
             param.grad = None
-        loss = self.loss(batch)
-        loss.backward()
+        with torch.random.fork_rng(devices=[]):  # a model with dropout draws the same in a resumed run
+            torch.manual_seed(self.step)
+            loss = self.loss(batch)
+            loss.backward()
         for param, master in zip(self.params, self.masters, strict=True):
             if master is not param:
                 master.grad = None if param.grad is None else param.grad.float()
@@ -169,6 +173,10 @@ class Trainer:
         if recent:
             point["train"] = sum(recent) / len(recent)
         self.history.curve.append(point)
+        rise = heldout - self.history.curve[0]["heldout"]
+        if rise > DIVERGED:
+            self._diverged(f"the held-out loss has risen by {rise:.1f} nats after step {self.step}")
+            return
         if self.history.best is point:
             self.best = [param.detach().clone() for param in self.params]
         since = len(self.history.curve) - 1 - self.history.curve.index(self.history.best)
@@ -194,7 +202,7 @@ class Trainer:
         if self.directory is None:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {f"buffer.{name}": value for name, value in self.buffers.items()}
         for name, master, best in zip(self.names, self.masters, self.best, strict=True):
             tensors[f"value.{name}"], tensors[f"best.{name}"] = master.detach().contiguous(), best.contiguous()
             for key, moment in self.optimizer.state.get(master, {}).items():
@@ -218,6 +226,8 @@ class Trainer:
         self.history = History(state["curve"], state["losses"], state["stopped"], state["note"])
         self.best = [tensors[f"best.{name}"].to(p.device) for name, p in zip(self.names, self.params, strict=True)]
         with torch.no_grad():
+            for name, value in self.buffers.items():
+                value.copy_(tensors[f"buffer.{name}"])
             for name, master in zip(self.names, self.masters, strict=True):
                 master.copy_(tensors[f"value.{name}"])
                 moments = {key: tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import shutil
 import tempfile
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from sentei.data.batches import Batch, by_length, pad, shuffled
-from sentei.data.chat import Sample, encode
+from sentei.data.chat import Sample, encode, tokenizer_digest
 from sentei.data.pools import PoolRow, read_pool
 from sentei.errors import InputError, nearest
 from sentei.files import atomic_dir, write_json
-from sentei.models.load import Loaded
+from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating
 from sentei.recover.attention import short_attention
@@ -129,7 +130,7 @@ def tune(
         adapter: a name in `ADAPTERS`.
         budget_params: trainable parameters: "1%" of the block params, a share (0.01), or a number (500000).
         tokens: read so many, prompts included, in as many epochs as that takes.
-        teacher: the dense model. A selection has the teacher's tokens already and needs none.
+        teacher: the dense model. A selection has its dense model's tokens already and needs none.
         loss: "sft", "kd" or "both"; default: "both" where there is a teacher or a selection, else "sft".
         learning_rate: the highest; default: that of the adapter.
         length: tokens at which a row is cut; a selection sets it.
@@ -152,10 +153,20 @@ def tune(
     from peft import PeftModel
 
     chosen, progress = ADAPTERS[adapter], progress or Progress()
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise InputError(f"--learning-rate {learning_rate}: expected a finite number above 0")
     budget = parameter_budget(budget_params, sum(m.weight.numel() for m in linears(model.model).values()))
     started = time.monotonic()
     with _kept(work) as directory:
-        found = _read(data, model.tokenizer, length, seed, progress)
+        found = _read(
+            data,
+            model.tokenizer,
+            min(length, context_length(model.model)),
+            seed,
+            progress,
+            None if loss == "sft" else teacher,
+            loss != "sft",
+        )
         kind = loss or ("both" if teacher is not None or found.teacher is not None else "sft")
         steps = _steps(found, tokens, batch_tokens, seed)
         if kind != "sft":
@@ -259,8 +270,13 @@ def parameter_budget(text: str | float, params: int) -> int:
     return round(value)
 
 
-def _read(data: Any, tokenizer: Any, length: int, seed: int, progress: Progress) -> _Data:
-    """The samples that can be learnt from; held-out rows are drawn from them."""
+def _read(
+    data: Any, tokenizer: Any, length: int, seed: int, progress: Progress, teacher: Loaded | None, taught: bool
+) -> _Data:
+    """The samples that can be learnt from; held-out rows are drawn from them.
+
+    `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
+    """
     path = Path(data) if isinstance(data, str | Path) else None
     if path is not None and (path / "selection.json").is_file():
         data = Selection.load(path)
@@ -274,6 +290,8 @@ def _read(data: Any, tokenizer: Any, length: int, seed: int, progress: Progress)
         rows, source = pool.rows, f"{len(pool.rows):,} rows of {pool.source}, read as {pool.format}"
     progress.say(f"data: {source}")
     samples = encode(rows, tokenizer, length=length)
+    if cut := sum(sample.truncated for sample in samples):
+        progress.say(f"  {cut:,} rows are longer than {length} tokens and are cut there")
     usable = [i for i, sample in enumerate(samples) if sample.response[1:].any()]
     if len(usable) < len(samples):
         progress.say(f"  {len(samples) - len(usable)} rows have no response within {length} tokens and are left out")
@@ -282,7 +300,16 @@ def _read(data: Any, tokenizer: Any, length: int, seed: int, progress: Progress)
     order = np.random.default_rng(seed).permutation(usable).tolist()
     aside = max(1, min(HELDOUT, len(usable) // 10))
     found = _Data(samples, sorted(order[aside:]), sorted(order[:aside]))
-    if isinstance(data, Selection) and data.about["scoring"]["top"]:
+    if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
+        scoring = data.about["scoring"]
+        if teacher is not None and teacher.digest != scoring["dense"]:
+            progress.say(f"  {teacher.name} is not the dense model of the selection: its own predictions are made")
+            return found
+        if scoring["tokenizer"] != tokenizer_digest(tokenizer):
+            raise InputError(
+                f"{data.directory} was scored with another tokenizer or chat template than that of the model, so its "
+                "teacher says nothing here; use --loss sft, or select again with this model"
+            )
         found.teacher = Teacher(data.directory / SCORES)
         found.known = dict(enumerate(data.chosen))
     return found

@@ -1,0 +1,178 @@
+"""The tables of selection and tuning in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from result_rows import rows, table
+
+from sentei.prove.intervals import paired_bootstrap
+
+LAMINI = 2_580_000  # rows of the largest pool that PASER reports on
+
+
+def recovery_parts() -> dict[str, tuple[str, str]]:
+    """Title: (words, body)."""
+    found = rows("recover")
+    sized = next((r["key"] for r in found if "rows" in r["key"]), None)
+    size = (
+        f"SmolLM2-135M cut by 25 % (calibrated on C4), pool: the first {sized['rows']:,} rows of alpaca, {sized['tokens']:,} tokens "
+        "selected and trained on, in one epoch of equal batches; perplexity on 24 windows of 1,024 of WikiText-2 raw (test), mean "
+        "accuracy of seven zero-shot tasks, 100 rows each. "
+        if sized
+        else ""
+    )
+    return {
+        "Recovery: which data": (
+            f"`python benchmarks/recover.py quality`. {size}Adapter `lora`, 1 % of the block params, cross-entropy, where nothing else "
+            "is said. Differences are to the mean of the random arms, paired by row, with 95 % intervals.\n\n",
+            quality(found),
+        ),
+        "Recovery: poison": (
+            "`python benchmarks/recover.py poison`. A tenth of the pool replaced: half by off-language and off-topic rows, half by copies "
+            "of other rows with another answer.\n\n",
+            poison(found),
+        ),
+        "Recovery: adapters": (
+            "`python benchmarks/recover.py rates`, then `adapters`. 1 % of the block params, cross-entropy, the same rows. The learning rate "
+            "of each is the best of four on held-out alpaca rows, at a quarter of the tokens. Forgetting: loss on held-out C4 text.\n\n",
+            adapters(found),
+        ),
+        "Recovery: text or teacher": (
+            "`python benchmarks/recover.py kd`. Adapter `lora`, random rows, equal tokens.\n\n",
+            kd(found),
+        ),
+        "A training step": (
+            "`python benchmarks/tune_speed.py`. Median of five rounds in turns, with the range. Stock is transformers + peft (LoRA of rank 8 "
+            "on every linear of the blocks, bf16); the floor is three forward passes of the body.\n\n",
+            step(rows("tune_speed")),
+        ),
+        "Clustering at scale": (
+            "`python benchmarks/select_scale.py`. A fresh process per size; the peak is of the whole process.\n\n",
+            scale(rows("select_scale")),
+        ),
+    }
+
+
+def outcomes(row: dict[str, Any]) -> list[int]:
+    """Right or wrong, of every row of every task."""
+    return [int(c) for name in sorted(row["right"]) for c in row["right"][name]]
+
+
+def quality(found: list[dict[str, Any]]) -> str:
+    own = [r for r in found if r["key"]["table"] == "quality"]
+    text = ""
+    dense = next((r for r in own if r["key"]["arm"] == "dense"), None)
+    for preset in dict.fromkeys(r["key"].get("preset") for r in own if "preset" in r["key"]):
+        arms = [r for r in own if r["key"].get("preset") == preset]
+        chance = [r for r in arms if r["key"]["arm"] == "random"]
+        mean = np.mean([outcomes(r) for r in chance], axis=0).tolist() if chance else None
+        body = []
+        for r in ([dense] if dense else []) + arms:
+            seed = f" (seed {r['key']['seed']})" if r["key"]["arm"] == "random" else ""
+            cells = [r["key"]["arm"] + seed, f"{r['selected']:,}" if "selected" in r else "–"]
+            cells += [f"{r['perplexity']:.2f}", f"{r['accuracy']:.2%}"]
+            cells.append(f"{r['accuracy'] / dense['accuracy']:.1%}" if dense else "–")
+            if mean is not None and r["key"]["arm"] != "random":
+                low, high = paired_bootstrap(outcomes(r), mean)
+                cells.append(
+                    f"{100 * (np.mean(outcomes(r)) - np.mean(mean)):+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+                )
+            else:
+                cells.append("–")
+            body.append([*cells, f"{r['seconds']} s" if "seconds" in r else "–"])
+        head = ["arm", "rows", "perplexity", "mean accuracy", "of dense", "points against random", "tuning"]
+        text += f"### Cut with `{preset}`\n\n" + table(head, body)
+    return text
+
+
+def poison(found: list[dict[str, Any]]) -> str:
+    own = [r for r in found if r["key"]["table"] == "poison"]
+    body = [
+        [
+            r["key"]["arm"],
+            f"{r['selected']:,}",
+            f"{r['poison']} ({r['poison'] / r['selected']:.1%})",
+            f"{r['perplexity']:.2f}",
+            f"{r['accuracy']:.2%}",
+        ]
+        for r in own
+    ]
+    return table(["strategy", "rows", "of them poison", "perplexity", "mean accuracy"], body) if body else ""
+
+
+def adapters(found: list[dict[str, Any]]) -> str:
+    own = [r for r in found if r["key"]["table"] == "adapters"]
+    body = [
+        [
+            r["key"]["arm"],
+            f"{r['trainable_params']:,}",
+            f"{r['learning_rate']:g}",
+            f"{min(r['heldout']):.4f}",
+            f"{r['perplexity']:.2f}",
+            f"{r['accuracy']:.2%}",
+            f"{r['general']:.4f}",
+            f"{r['seconds']} s",
+        ]
+        for r in own
+    ]
+    head = ["adapter", "trained", "learning rate", "held-out loss", "perplexity", "mean accuracy", "C4 loss", "tuning"]
+    return table(head, body) if body else ""
+
+
+def kd(found: list[dict[str, Any]]) -> str:
+    own = [r for r in found if r["key"]["table"] == "kd"]
+    body = [
+        [r["key"]["arm"], f"{r['perplexity']:.2f}", f"{r['accuracy']:.2%}", f"{r['general']:.4f}", f"{r['seconds']} s"]
+        for r in own
+    ]
+    return table(["loss", "perplexity", "mean accuracy", "C4 loss", "tuning"], body) if body else ""
+
+
+def step(found: list[dict[str, Any]]) -> str:
+    body = []
+    for r in found:
+        floor = 3 * r["seconds"]["forward"]
+        for arm in ("stock", "lora", "lora+sparse"):
+            low, high = r["spread"][arm]
+            body.append(
+                [
+                    f"{r['key']['batch']}: {r['tokens']:,} tokens, {r['targets']:,} targets",
+                    arm,
+                    f"{r['seconds'][arm]:.2f} s [{low:.2f}, {high:.2f}]",
+                    f"×{r['seconds']['stock'] / r['seconds'][arm]:.2f}",
+                    f"×{r['seconds'][arm] / floor:.2f}",
+                ]
+            )
+    return table(["batch", "step", "time", "speed against stock", "time against the floor"], body) if body else ""
+
+
+def scale(found: list[dict[str, Any]]) -> str:
+    own = [r for r in found if r["key"]["step"] == "cluster"]
+    if not own:
+        return ""
+    body = [
+        [
+            f"{r['key']['rows']:,}",
+            f"{r['seconds']:.1f} s",
+            f"{r['peak_rss_bytes'] / 1e9:.2f} GB",
+            str(r["clusters"]),
+            f"{r['largest_share']:.0%}",
+        ]
+        for r in own
+    ]
+    text = table(["rows", "clustering", "peak memory", "clusters", "largest cluster"], body)
+    for r in found:
+        if r["key"]["step"] == "embed":
+            text += f"Embedding {r['key']['rows']:,} instructions: {r['seconds']:.0f} s.\n\n"
+    if len(own) > 1:
+        sizes = [r["key"]["rows"] for r in own]
+        seconds, peak = (
+            np.polyval(np.polyfit(sizes, [r[key] for r in own], 1), LAMINI) for key in ("seconds", "peak_rss_bytes")
+        )
+        text += (
+            f"A straight line through these gives {seconds / 60:.0f} minutes and {peak / 1e9:.0f} GB for {LAMINI:,} rows "
+            "(LaMini).\n\n"
+        )
+    return text

@@ -1,0 +1,147 @@
+"""What came back, capability by capability: the damage on rows that recovery never saw, before and after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sentei.data.chat import encode
+from sentei.data.rows import read_jsonl
+from sentei.models.load import Loaded
+from sentei.progress import Progress
+from sentei.prove.intervals import Interval, bootstrap, ratio_bootstrap
+from sentei.recover.select.budget import split
+from sentei.recover.select.damage import score
+from sentei.recover.select.selection import Selection
+
+ROWS = 256
+FEW = 5  # rows below which no interval is given: drawing again from so few says too little
+
+
+def compare(
+    dense: Callable[[], Loaded],
+    recovered: Callable[[], Loaded],
+    selection: Selection,
+    work: Path,
+    *,
+    rows: int = ROWS,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Scores rows of the pool that were neither selected nor rejected, and compares with their damage before.
+
+    Such rows have less damage per cost than those that were selected; what comes back on them is what recovery gives to
+    the capability, not to the rows it was trained on.
+
+    Args:
+        dense: loads the model before pruning; called only where there are rows.
+        recovered: loads the model after recovery.
+        selection: the rows, with the damage before.
+        work: where the scores are kept, so that a killed scoring goes on.
+        rows: at most so many, evenly over the clusters.
+        seed: of the draw.
+        progress: told about each batch.
+
+    Returns:
+        `{"capabilities": […], "overall": {…}, "notes": [text]}`, see `came_back`.
+    """
+    table = [row for _, row in read_jsonl(selection.directory / "manifest.jsonl")]
+    names = selection.about["clusters"]["names"]
+    chosen = held_out(table, len(names), rows, seed)
+    after: list[float] = []
+    if chosen:
+        one, other, pool = dense(), recovered(), selection.scored().pool
+        length = selection.about["scoring"]["length"]
+        samples = encode([pool.rows[at] for at in chosen], one.tokenizer, length=length)
+        after = score(one.model, other.model, samples, work / "after", top=0, progress=progress).jsd.tolist()
+    found = came_back(table, names, chosen, after, in_tokens=selection.about["budget"]["unit"] == "tokens")
+    notes = []
+    if len(chosen) < FEW * len(names):
+        left = f"{len(chosen):,} rows of the pool were" if len(chosen) != 1 else "1 row of the pool was"
+        notes.append(
+            f"{left} neither selected nor rejected, too few to say for each of {len(names)} capabilities what came "
+            "back; a larger pool or a smaller recover.budget leaves more"
+        )
+    return found | {"notes": notes}
+
+
+def held_out(table: Sequence[Mapping[str, Any]], clusters: int, rows: int, seed: int) -> list[int]:
+    """Positions of at most `rows` rows of a manifest that were left out and have a damage, evenly over the clusters."""
+    free: list[list[int]] = [[] for _ in range(clusters)]
+    for at, row in enumerate(table):
+        if row["decision"] == "left out" and row["jsd"] is not None:
+            free[row["cluster"]].append(at)
+    shares = split(rows, np.ones(clusters), [len(members) for members in free])
+    generator = np.random.default_rng(seed)
+    drawn = [generator.permutation(members)[:share] for members, share in zip(free, shares, strict=True)]
+    return sorted(int(at) for some in drawn for at in some)
+
+
+def came_back(
+    table: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    chosen: Sequence[int],
+    after: Sequence[float],
+    *,
+    in_tokens: bool = False,
+) -> dict[str, Any]:
+    """The part of the damage that came back, `1 − mean JSD after / mean JSD before`, per cluster and over all rows.
+
+    Args:
+        table: the manifest, one row for every row of the pool.
+        names: of the clusters.
+        chosen: positions of the rows that were scored again.
+        after: their damage after recovery, nats per token.
+        in_tokens: whether the budget counts tokens; else rows.
+
+    Returns:
+        `{"capabilities": [{"name", "cluster", "pool_rows", "selected", "share" (of the budget, 0 to 1), …}],
+        "overall": {…}}`, both with `"rows"` (scored again), `"before"` and `"after"`: `{"value", "interval"}`, in nats
+        per token, `"came_back"` (1: all, 0: nothing, below: more damage) and its `"interval"`. The most damaged come
+        first. What cannot be said is None; intervals are 95 % bootstrap intervals over rows, drawn as pairs.
+    """
+    again = dict(zip(chosen, after, strict=True))
+    cost = [(row["tokens"] if in_tokens else 1) if row["decision"] == "selected" else 0 for row in table]
+    capabilities = []
+    for cluster, name in enumerate(names):
+        members = [at for at, row in enumerate(table) if row["cluster"] == cluster]
+        capabilities.append(
+            {
+                "name": name,
+                "cluster": cluster,
+                "pool_rows": len(members),
+                "selected": sum(table[at]["decision"] == "selected" for at in members),
+                "share": sum(cost[at] for at in members) / max(1, sum(cost)),
+                **_change([(table[at]["jsd"], again[at]) for at in members if at in again]),
+            }
+        )
+    capabilities.sort(key=lambda c: -(c["before"]["value"] or 0.0))
+    return {"capabilities": capabilities, "overall": _change([(table[at]["jsd"], again[at]) for at in chosen])}
+
+
+def _change(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    before, after = [a for a, _ in pairs], [b for _, b in pairs]
+    first = sum(before)
+    enough = len(pairs) >= FEW
+    low, high = ratio_bootstrap(after, before) if enough else (math.nan, math.nan)
+    return {
+        "rows": len(pairs),
+        "before": _mean(before),
+        "after": _mean(after),
+        "came_back": 1 - sum(after) / first if first and math.isfinite(sum(after)) else None,
+        "interval": _finite((1 - high, 1 - low)),
+    }
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    value = sum(values) / len(values) if values else math.nan
+    interval = bootstrap(values) if len(values) >= FEW else (math.nan, math.nan)
+    return {"value": value if math.isfinite(value) else None, "interval": _finite(interval)}
+
+
+def _finite(interval: Interval) -> list[float] | None:
+    return list(interval) if all(map(math.isfinite, interval)) else None

@@ -1,0 +1,160 @@
+"""The stages of recovery: select the data, tune on them, compare the damage before and after.
+
+They are wanted where the recipe has a section `recover`. `select` and `tune` go on inside the stage after a kill.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sentei.errors import InputError
+from sentei.files import write_json
+from sentei.recipe import Recipe, Recover
+from sentei.run import Context, Stage, fingerprint
+
+if TYPE_CHECKING:
+    from sentei.data.pools import Pool
+    from sentei.models.load import Loaded
+
+
+def _section(recipe: Recipe) -> Recover:
+    """What the recipe says about recovery; the stages here are wanted only where it says something."""
+    assert recipe.recover is not None
+    return recipe.recover
+
+
+def _pool(recipe: Recipe) -> Pool:
+    """The candidates. Of the demo's skills only rows that `prove` does not read."""
+    from sentei.data.demo import demo_pool
+    from sentei.data.pools import read_pool
+
+    source = _section(recipe).pool
+    return replace(read_pool(demo_pool(recipe.prove.limit)), source="demo") if source == "demo" else read_pool(source)
+
+
+def _wanted_texts(recover: Recover) -> list[str]:
+    """The wanted capability, as instructions."""
+    from sentei.data.pools import read_pool
+
+    return [row.prompt for row in read_pool(recover.target).rows] if recover.target else []
+
+
+def _load(context: Context, stage: str) -> Loaded:
+    """The model that an earlier stage made."""
+    from sentei.models.load import load
+
+    return load(context.before[stage] / "model", dtype=context.recipe.dtype)
+
+
+def _select(context: Context) -> dict[str, Any]:
+    from sentei.recover.select.select import select
+
+    recover = _section(context.recipe)
+    made = select(
+        context.dense(),
+        _load(context, "cut"),
+        _pool(context.recipe),
+        context.work / "selection",  # its shards are kept beside it, so they survive a kill
+        budget=recover.budget,
+        strategy=recover.select,
+        target=_wanted_texts(recover),
+        seed=context.recipe.seed,
+        overwrite=True,
+        progress=context.progress,
+    )
+    for path in made.directory.iterdir():
+        path.rename(context.out / path.name)
+    return {"strategy": recover.select, **made.about["budget"]}
+
+
+def _check_select(recipe: Recipe) -> None:
+    from sentei.recover.select.picking import Amount
+    from sentei.recover.select.select import find_strategy
+
+    recover = _section(recipe)
+    find_strategy(recover.select)
+    if recover.select == "ids":
+        raise InputError("recover.select: 'ids' needs a list of ids, which a recipe cannot give; use `sentei select`")
+    Amount.parse(recover.budget)
+    _pool(recipe)
+    _wanted_texts(recover)
+
+
+def _tune(context: Context) -> dict[str, Any]:
+    from sentei.recover.tune.tune import tune
+
+    recover = _section(context.recipe)
+    tuned = tune(
+        _load(context, "cut"),
+        context.before["select"],
+        adapter=recover.tune,
+        budget_params=recover.budget_params,
+        tokens=recover.tokens,
+        loss=recover.loss,
+        learning_rate=recover.learning_rate,
+        seed=context.recipe.seed,
+        work=context.work,
+        progress=context.progress,
+    )
+    tuned.save(context.out / "model")
+    if tuned.record["note"]:
+        context.progress.say(f"  {tuned.record['note']}")
+    return {"stopped": tuned.record["stopped"], "recommendation": tuned.record["recommendation"]}
+
+
+def _check_tune(recipe: Recipe) -> None:
+    from sentei.recover.tune.adapters import ADAPTERS
+
+    ADAPTERS[_section(recipe).tune]
+
+
+def _compare(context: Context) -> dict[str, Any]:
+    from sentei.recover.capabilities import compare
+    from sentei.recover.select.selection import Selection
+
+    found = compare(
+        context.dense,
+        lambda: _load(context, "tune"),
+        Selection.load(context.before["select"]),
+        context.work,
+        seed=context.recipe.seed,
+        progress=context.progress,
+    )
+    write_json(context.out / "capabilities.json", found)
+    return {"rows": found["overall"]["rows"]}
+
+
+def _of_select(recipe: Recipe) -> list[Any]:
+    recover = _section(recipe)
+    target = fingerprint(recover.target) if recover.target else None
+    evaluated = recipe.prove.limit if recover.pool == "demo" else None
+    return [fingerprint(recover.pool), evaluated, recover.select, str(recover.budget), target, recipe.seed]
+
+
+def _of_tune(recipe: Recipe) -> list[Any]:
+    r = _section(recipe)
+    return [r.tune, str(r.budget_params), r.loss, r.tokens, r.learning_rate, recipe.seed]
+
+
+def _is_wanted(recipe: Recipe) -> bool:
+    return recipe.recover is not None
+
+
+SELECT = Stage(
+    _select,
+    reads=_of_select,
+    check=_check_select,
+    after=("cut",),
+    wanted=_is_wanted,
+    publishes=("selection.html",),
+)
+TUNE = Stage(
+    _tune,
+    reads=_of_tune,
+    check=_check_tune,
+    after=("cut", "select"),
+    wanted=_is_wanted,
+    publishes=("model",),
+)
+COMPARE = Stage(_compare, reads=lambda r: r.seed, after=("select", "tune"), wanted=_is_wanted)
