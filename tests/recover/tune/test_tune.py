@@ -213,7 +213,7 @@ def test_a_full_disk_at_the_end_leaves_the_checkpoint(
 
     tuned = tune(hurt(dense), pool(), work=tmp_path / "work", **USUAL)
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"cannot write .*: No space left on device"):
-        patch.setattr("sentei.recover.tune.tune.write_json", full)
+        patch.setattr("sentei.recover.tune.result.write_json", full)
         tuned.save(tmp_path / "healed")
     assert not (tmp_path / "healed").exists()
     calls: list[int] = []
@@ -280,15 +280,15 @@ def test_budgets_of_parameters_that_are_none(text: str) -> None:
 
 
 def test_pools_of_all_lengths_make_steps() -> None:
-    from sentei.recover.tune.tune import _Data, _steps
+    from sentei.recover.tune.data import TrainingData, plan_steps
 
     rng = np.random.default_rng(0)
     samples = encode(read_pool(pool(25)).rows, loaded(small_model()).tokenizer, length=64)
-    data = _Data(samples, sorted(rng.permutation(25)[:20].tolist()), [])
-    steps = _steps(data, 5000, 100, 0)
+    data = TrainingData(samples, sorted(rng.permutation(25)[:20].tolist()), [])
+    steps = plan_steps(data, 5000, 100, 0)
     sizes = [sum(len(samples[row].ids) for row in rows) for rows in steps]
     assert 5000 <= sum(sizes) < 5100 and sum(sizes[:-1]) < 5000
     epoch = [row for rows in steps for row in rows][:20]
     assert sorted(epoch) == data.train
     with pytest.raises(InputError, match="tokens is 0"):
-        _steps(data, 0, 100, 0)
+        plan_steps(data, 0, 100, 0)

@@ -20,6 +20,7 @@ from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, Scores, score
 from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
 from sentei.recover.select.names import keywords
+from sentei.recover.select.pair import doubts, same_tokens
 from sentei.recover.select.picking import Amount, pick
 from sentei.recover.select.selection import SCHEMA, Scored, Selection, write_rows, write_scored
 from sentei.recover.select.strategies import STRATEGIES, Candidates, Strategy
@@ -76,10 +77,10 @@ def select(
     """
     out, progress = check_output(Path(out), overwrite=overwrite), progress or Progress()
     amount, names = Amount.parse(budget), _filters(find_strategy(strategy), filters, bool(target))
-    _same_tokens(dense, pruned)
+    same_tokens(dense, pruned)
     pool = pool if isinstance(pool, Pool) else read_pool(pool)
     progress.say(f"pool: {len(pool.rows):,} rows of {pool.source}, read as {pool.format}")
-    notes = _doubts(dense, pruned)
+    notes = doubts(dense, pruned)
     context = min(context_length(dense.model), context_length(pruned.model))
     length = min(length, context)
     samples = encode(pool.rows, dense.tokenizer, length=length)
@@ -278,25 +279,6 @@ def _write(
     return Selection(out, about, chosen)
 
 
-def _same_tokens(dense: Loaded, pruned: Loaded) -> None:
-    """Distributions can be compared only over the same tokens."""
-    if dense.tokenizer is None:
-        raise InputError(
-            f"{dense.name} has no tokenizer, which is needed to read the pool; put tokenizer.json beside it"
-        )
-    if pruned.tokenizer is not None and dense.tokenizer.get_vocab() != pruned.tokenizer.get_vocab():
-        raise InputError(
-            f"{dense.name} and {pruned.name} have different tokenizers "
-            f"({len(dense.tokenizer):,} and {len(pruned.tokenizer):,} tokens), so their predictions cannot be "
-            "compared; give a model and a pruning of it"
-        )
-    sizes = [loaded.model.get_output_embeddings().weight.shape[0] for loaded in (dense, pruned)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"{dense.name} predicts {sizes[0]:,} tokens, {pruned.name} {sizes[1]:,}; they must be the same"
-        )
-
-
 def _embedded(texts: Sequence[str], embedder: str | None, progress: Progress) -> NDArray[np.float32]:
     from sentei.recover.select.embed import MODEL, embed
 
@@ -320,28 +302,6 @@ def _rejections(rows: Sequence[PoolRow], scores: Scores, evidence: Evidence, nam
     for row in np.flatnonzero(np.isnan(scores.dense_nll)).tolist():
         reasons[row] = reasons[row] or "no response among the tokens that are read"
     return reasons
-
-
-def _doubts(dense: Loaded, pruned: Loaded) -> list[str]:
-    """What speaks against one model being a pruning of the other. It is allowed, and said."""
-    if dense.digest == pruned.digest:
-        return [f"{pruned.name} has the weights of {dense.name}: there is no damage to find"]
-    before, after = dense.model.config.get_text_config(), pruned.model.config.get_text_config()
-    kinds = [str(config.model_type).removeprefix("sentei_") for config in (before, after)]
-    params = [sum(p.numel() for p in loaded.model.parameters()) for loaded in (dense, pruned)]
-    differs = []
-    if kinds[0] != kinds[1]:
-        differs.append(f"its architecture is {kinds[1]}, not {kinds[0]}")
-    if before.hidden_size != after.hidden_size:
-        differs.append(f"its hidden size is {after.hidden_size:,}, not {before.hidden_size:,}")
-    if params[1] > params[0]:
-        differs.append(f"it has more parameters ({params[1]:,} against {params[0]:,})")
-    if not differs:
-        return []
-    return [
-        f"{pruned.name} may be no pruning of {dense.name}: {'; '.join(differs)}; damage counts all that differs "
-        "between the two"
-    ]
 
 
 def _target_share(vectors: NDArray[np.float32], goal: NDArray[np.float32], found: Clustering) -> NDArray[np.float64]:

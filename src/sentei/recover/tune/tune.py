@@ -6,102 +6,30 @@ import contextlib
 import functools
 import math
 import re
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sentei.data.batches import Batch, by_length, pad, shuffled
-from sentei.data.chat import Sample, encode, tokenizer_digest
-from sentei.data.pools import PoolRow, read_pool
+from sentei.data.batches import Batch
+from sentei.data.pools import read_pool
 from sentei.errors import InputError, nearest
-from sentei.files import atomic_dir, write_json
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating
 from sentei.recover.attention import short_attention
-from sentei.recover.select.damage import score
-from sentei.recover.select.selection import SCORES, Selection
-from sentei.recover.teacher import Teacher
+from sentei.recover.select.selection import Selection
 from sentei.recover.tune.adapters import ADAPTERS, Context
 from sentei.recover.tune.adapters.base import count, linears, trainable
-from sentei.recover.tune.loss import LOSSES, response_loss
-from sentei.recover.tune.train import History, Trainer
+from sentei.recover.tune.data import plan_steps, read_data, teach
+from sentei.recover.tune.loss import LOSSES
+from sentei.recover.tune.result import Tuned, recommend
+from sentei.recover.tune.train import Trainer
 
 LENGTH = 512
 BATCH_TOKENS = 2048
-HELDOUT = 64  # rows, or a tenth of the data where that is less
 IMPACT_BATCHES = 8
-GOOD_ENOUGH = 0.95  # share of the whole gain at which the curve recommends to stop
-
-
-@dataclass
-class Tuned:
-    """What `tune` made.
-
-    Attributes:
-        adapted: the model with its adapter, not yet merged; the model itself after full tuning.
-        tokenizer: of the model.
-        record: JSON: settings, sizes, the recovery curve, the recommendation, what it cost.
-    """
-
-    adapted: Any
-    tokenizer: Any
-    record: dict[str, Any]
-
-    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
-        """Writes the merged model, which loads like the one that was tuned; `adapter/` and `tune.json` beside it.
-
-        The adapter is merged into the model: afterwards `adapted` is the plain model.
-
-        Raises:
-            InputError: the directory is not empty, or cannot be written.
-        """
-        from peft import PeftModel
-
-        from sentei.models.save import save
-        from sentei.plan import Plan
-        from sentei.recover.tune.adapters.files import merge, save_adapter
-
-        with atomic_dir(Path(directory), overwrite=overwrite) as scratch, tempfile.TemporaryDirectory() as aside:
-            if isinstance(self.adapted, PeftModel):
-                save_adapter(self.adapted, Path(aside) / "adapter")
-            self.adapted = merge(self.adapted)
-            source = Path(self.adapted.name_or_path or ".")
-            plan = Plan.load(source / "plan.json") if (source / "plan.json").is_file() else None
-            save(self.adapted, scratch, tokenizer=self.tokenizer, plan=plan)
-            if (Path(aside) / "adapter").exists():
-                shutil.copytree(Path(aside) / "adapter", scratch / "adapter")
-            write_json(scratch / "tune.json", self.record)
-        return Path(directory)
-
-
-@dataclass
-class _Data:
-    """Samples, how they are divided, and what the teacher says of them."""
-
-    samples: list[Sample]
-    train: list[int]
-    heldout: list[int]
-    teacher: Teacher | None = None
-    known: dict[int, int] = field(default_factory=dict)  # sample -> row of the teacher
-
-    def loss(self, kind: str) -> Callable[[Any, Batch], Any]:
-        """The loss of a batch of these samples, for any model."""
-
-        def of(model: Any, batch: Batch) -> Any:
-            soft = None
-            batch = batch.to(next(model.parameters()).device)
-            if kind != "sft" and self.teacher is not None:
-                soft = self.teacher.soft(batch, [self.known[row] for row in batch.rows])
-            return response_loss(model, batch, soft=soft, kind=kind)
-
-        return of
 
 
 def tune(
@@ -158,7 +86,7 @@ def tune(
     budget = parameter_budget(budget_params, sum(m.weight.numel() for m in linears(model.model).values()))
     started = time.monotonic()
     with _kept(work) as directory:
-        found = _read(
+        found = read_data(
             data,
             model.tokenizer,
             min(length, context_length(model.model)),
@@ -168,16 +96,16 @@ def tune(
             loss != "sft",
         )
         kind = loss or ("both" if teacher is not None or found.teacher is not None else "sft")
-        steps = _steps(found, tokens, batch_tokens, seed)
+        steps = plan_steps(found, tokens, batch_tokens, seed)
         if kind != "sft":
-            _teach(found, steps, teacher, model, directory, progress)
-        heldout = [pad(found.samples, rows) for rows in _batched(found, found.heldout, batch_tokens)]
+            teach(found, steps, teacher, model, directory, progress)
+        heldout = found.heldout_batches(batch_tokens)
         each = found.loss(kind)
 
         def impact() -> Any:
             from sentei.recover.tune.impact import measure_impact
 
-            batches = [pad(found.samples, rows) for rows in steps[:IMPACT_BATCHES]]
+            batches = [found.batch(rows) for rows in steps[:IMPACT_BATCHES]]
             with progress.stage("impact", len(batches), "batches") as bar:
 
                 def counted(net: Any, batch: Batch) -> Any:
@@ -198,7 +126,7 @@ def tune(
         trainer = Trainer(
             adapted,
             lambda batch: each(plain, batch),
-            [(_size(found, rows), functools.partial(pad, found.samples, rows)) for rows in steps],
+            [(found.size(rows), functools.partial(found.batch, rows)) for rows in steps],
             evaluate,
             learning_rate=learning_rate or chosen.learning_rate,
             evaluations=evaluations,
@@ -210,7 +138,7 @@ def tune(
             history = trainer.run()
     adapted.eval()
     parameters = count(trainable(adapted))
-    progress.say(f"  {history.stopped}: {_recommend(history)}")
+    progress.say(f"  {history.stopped}: {recommend(history)}")
     record = {
         "schema_version": 1,
         "model": model.name,
@@ -229,7 +157,7 @@ def tune(
         "stopped": history.stopped,
         "note": history.note,
         "curve": history.curve,
-        "recommendation": _recommend(history),
+        "recommendation": recommend(history),
         "seconds": round(time.monotonic() - started, 1),
     }
     return Tuned(adapted, model.tokenizer, record)
@@ -268,118 +196,6 @@ def parameter_budget(text: str | float, params: int) -> int:
             f"--budget-params {text!r}: expected a share (1% or 0.01) or a number of parameters from 1 to {params:,}"
         )
     return round(value)
-
-
-def _read(
-    data: Any, tokenizer: Any, length: int, seed: int, progress: Progress, teacher: Loaded | None, taught: bool
-) -> _Data:
-    """The samples that can be learnt from; held-out rows are drawn from them.
-
-    `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
-    """
-    path = Path(data) if isinstance(data, str | Path) else None
-    if path is not None and (path / "selection.json").is_file():
-        data = Selection.load(path)
-    rows: Sequence[PoolRow]
-    if isinstance(data, Selection):
-        scored = data.scored()
-        rows, length = [scored.pool.rows[row] for row in data.chosen], data.about["scoring"]["length"]
-        source = f"selection of {len(rows):,} rows"
-    else:
-        pool = read_pool(data)
-        rows, source = pool.rows, f"{len(pool.rows):,} rows of {pool.source}, read as {pool.format}"
-    progress.say(f"data: {source}")
-    samples = encode(rows, tokenizer, length=length)
-    if cut := sum(sample.truncated for sample in samples):
-        progress.say(f"  {cut:,} rows are longer than {length} tokens and are cut there")
-    usable = [i for i, sample in enumerate(samples) if sample.response[1:].any()]
-    if len(usable) < len(samples):
-        progress.say(f"  {len(samples) - len(usable)} rows have no response within {length} tokens and are left out")
-    if len(usable) < 2:
-        raise InputError(f"{len(usable)} rows of {source} have a response to learn from, at least 2 are needed")
-    order = np.random.default_rng(seed).permutation(usable).tolist()
-    aside = max(1, min(HELDOUT, len(usable) // 10))
-    found = _Data(samples, sorted(order[aside:]), sorted(order[:aside]))
-    if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
-        scoring = data.about["scoring"]
-        if teacher is not None and teacher.digest != scoring["dense"]:
-            progress.say(f"  {teacher.name} is not the dense model of the selection: its own predictions are made")
-            return found
-        if scoring["tokenizer"] != tokenizer_digest(tokenizer):
-            raise InputError(
-                f"{data.directory} was scored with another tokenizer or chat template than that of the model, so its "
-                "teacher says nothing here; use --loss sft, or select again with this model"
-            )
-        found.teacher = Teacher(data.directory / SCORES)
-        found.known = dict(enumerate(data.chosen))
-    return found
-
-
-def _steps(data: _Data, tokens: int, batch_tokens: int, seed: int) -> list[list[int]]:
-    """Rows of each step, epoch after epoch, until the tokens are read."""
-    if tokens < 1:
-        raise InputError(f"tokens is {tokens}, expected at least 1")
-    steps: list[list[int]] = []
-    left, epoch = tokens, 0
-    lengths = [len(data.samples[row].ids) for row in data.train]
-    while left > 0:
-        for batch in shuffled(lengths, batch_tokens, seed + epoch):
-            steps.append([data.train[i] for i in batch])
-            left -= sum(lengths[i] for i in batch)
-            if left <= 0:
-                break
-        epoch += 1
-    return steps
-
-
-def _teach(
-    data: _Data,
-    steps: Sequence[Sequence[int]],
-    teacher: Loaded | None,
-    model: Loaded,
-    directory: Path,
-    progress: Progress,
-) -> None:
-    """Lets the teacher read what will be trained on, unless a selection holds what it said."""
-    if data.teacher is not None:
-        return
-    if teacher is None:
-        raise InputError("distillation needs a teacher: give the dense model with --teacher, or use --loss sft")
-    if teacher.tokenizer is not None and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise InputError(
-            f"{teacher.name} and {model.name} have different tokenizers; the teacher must be the dense model"
-        )
-    read = sorted({row for rows in steps for row in rows} | set(data.heldout))
-    progress.say(f"  the teacher reads {len(read):,} rows")
-    score(teacher.model, None, [data.samples[row] for row in read], directory / "teacher", progress=progress)
-    data.teacher = Teacher(directory / "teacher")
-    data.known = {row: at for at, row in enumerate(read)}
-
-
-def _batched(data: _Data, rows: Sequence[int], tokens: int) -> list[list[int]]:
-    lengths = [len(data.samples[row].ids) for row in rows]
-    return [[rows[i] for i in batch] for batch in by_length(lengths, tokens)]
-
-
-def _size(data: _Data, rows: Sequence[int]) -> int:
-    return sum(len(data.samples[row].ids) for row in rows)
-
-
-def _recommend(history: History) -> str:
-    """When to stop, from the recovery curve: where nearly all of the gain was reached, and what the end still gave."""
-    curve = history.curve
-    first, best = curve[0]["heldout"], history.best["heldout"]
-    gain = first - best
-    if gain <= 0:
-        return f"training did not lower the held-out loss of {first:.3f}; the model is as it was"
-    enough = next(point for point in curve if first - point["heldout"] >= GOOD_ENOUGH * gain)
-    text = (
-        f"the held-out loss fell from {first:.3f} to {best:.3f}; {GOOD_ENOUGH:.0%} of that was reached after "
-        f"{enough['tokens']:,.0f} tokens"
-    )
-    if history.stopped == "finished" and enough is curve[-1] and len(curve) > 2:
-        return text + ", the last ones: more tokens would still help"
-    return text
 
 
 @contextlib.contextmanager

@@ -1,0 +1,145 @@
+"""What `tune` learns from: samples, their division into steps and held-out rows, and what a teacher says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sentei.data.batches import Batch, by_length, pad, shuffled
+from sentei.data.chat import Sample, encode, tokenizer_digest
+from sentei.data.pools import PoolRow, read_pool
+from sentei.errors import InputError
+from sentei.models.load import Loaded
+from sentei.progress import Progress
+from sentei.recover.select.damage import score
+from sentei.recover.select.selection import SCORES, Selection
+from sentei.recover.teacher import Teacher
+from sentei.recover.tune.loss import response_loss
+
+HELDOUT = 64  # rows, or a tenth of the data where that is less
+
+
+@dataclass
+class TrainingData:
+    """Samples, how they are divided, and what the teacher says of them."""
+
+    samples: list[Sample]
+    train: list[int]
+    heldout: list[int]
+    teacher: Teacher | None = None
+    known: dict[int, int] = field(default_factory=dict)  # sample -> row of the teacher
+
+    def loss(self, kind: str) -> Callable[[Any, Batch], Any]:
+        """The loss of a batch of these samples, for any model."""
+
+        def of(model: Any, batch: Batch) -> Any:
+            soft = None
+            batch = batch.to(next(model.parameters()).device)
+            if kind != "sft" and self.teacher is not None:
+                soft = self.teacher.soft(batch, [self.known[row] for row in batch.rows])
+            return response_loss(model, batch, soft=soft, kind=kind)
+
+        return of
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Samples side by side."""
+        return pad(self.samples, rows)
+
+    def heldout_batches(self, tokens: int) -> list[Batch]:
+        """The held-out samples in batches of like length."""
+        lengths = [len(self.samples[row].ids) for row in self.heldout]
+        return [self.batch([self.heldout[i] for i in rows]) for rows in by_length(lengths, tokens)]
+
+    def size(self, rows: Sequence[int]) -> int:
+        """Tokens of samples, without padding."""
+        return sum(len(self.samples[row].ids) for row in rows)
+
+
+def read_data(
+    data: Any, tokenizer: Any, length: int, seed: int, progress: Progress, teacher: Loaded | None, taught: bool
+) -> TrainingData:
+    """The samples that can be learnt from; held-out rows are drawn from them.
+
+    `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
+    """
+    path = Path(data) if isinstance(data, str | Path) else None
+    if path is not None and (path / "selection.json").is_file():
+        data = Selection.load(path)
+    rows: Sequence[PoolRow]
+    if isinstance(data, Selection):
+        scored = data.scored()
+        rows, length = [scored.pool.rows[row] for row in data.chosen], data.about["scoring"]["length"]
+        source = f"selection of {len(rows):,} rows"
+    else:
+        pool = read_pool(data)
+        rows, source = pool.rows, f"{len(pool.rows):,} rows of {pool.source}, read as {pool.format}"
+    progress.say(f"data: {source}")
+    samples = encode(rows, tokenizer, length=length)
+    if cut := sum(sample.truncated for sample in samples):
+        progress.say(f"  {cut:,} rows are longer than {length} tokens and are cut there")
+    usable = [i for i, sample in enumerate(samples) if sample.response[1:].any()]
+    if len(usable) < len(samples):
+        progress.say(f"  {len(samples) - len(usable)} rows have no response within {length} tokens and are left out")
+    if len(usable) < 2:
+        raise InputError(f"{len(usable)} rows of {source} have a response to learn from, at least 2 are needed")
+    order = np.random.default_rng(seed).permutation(usable).tolist()
+    aside = max(1, min(HELDOUT, len(usable) // 10))
+    found = TrainingData(samples, sorted(order[aside:]), sorted(order[:aside]))
+    if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
+        scoring = data.about["scoring"]
+        if teacher is not None and teacher.digest != scoring["dense"]:
+            progress.say(f"  {teacher.name} is not the dense model of the selection: its own predictions are made")
+            return found
+        if scoring["tokenizer"] != tokenizer_digest(tokenizer):
+            raise InputError(
+                f"{data.directory} was scored with another tokenizer or chat template than that of the model, so its "
+                "teacher says nothing here; use --loss sft, or select again with this model"
+            )
+        found.teacher = Teacher(data.directory / SCORES)
+        found.known = dict(enumerate(data.chosen))
+    return found
+
+
+def plan_steps(data: TrainingData, tokens: int, batch_tokens: int, seed: int) -> list[list[int]]:
+    """Rows of each step, epoch after epoch, until the tokens are read."""
+    if tokens < 1:
+        raise InputError(f"tokens is {tokens}, expected at least 1")
+    steps: list[list[int]] = []
+    left, epoch = tokens, 0
+    lengths = [len(data.samples[row].ids) for row in data.train]
+    while left > 0:
+        for batch in shuffled(lengths, batch_tokens, seed + epoch):
+            steps.append([data.train[i] for i in batch])
+            left -= sum(lengths[i] for i in batch)
+            if left <= 0:
+                break
+        epoch += 1
+    return steps
+
+
+def teach(
+    data: TrainingData,
+    steps: Sequence[Sequence[int]],
+    teacher: Loaded | None,
+    model: Loaded,
+    directory: Path,
+    progress: Progress,
+) -> None:
+    """Lets the teacher read what will be trained on, unless a selection holds what it said."""
+    if data.teacher is not None:
+        return
+    if teacher is None:
+        raise InputError("distillation needs a teacher: give the dense model with --teacher, or use --loss sft")
+    if teacher.tokenizer is not None and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise InputError(
+            f"{teacher.name} and {model.name} have different tokenizers; the teacher must be the dense model"
+        )
+    read = sorted({row for rows in steps for row in rows} | set(data.heldout))
+    progress.say(f"  the teacher reads {len(read):,} rows")
+    score(teacher.model, None, [data.samples[row] for row in read], directory / "teacher", progress=progress)
+    data.teacher = Teacher(directory / "teacher")
+    data.known = {row: at for at, row in enumerate(read)}

@@ -1,0 +1,72 @@
+"""What `tune` made: the adapted model, how to save it, and what its recovery curve says."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentei.files import atomic_dir, write_json
+from sentei.recover.tune.train import History
+
+GOOD_ENOUGH = 0.95  # share of the whole gain at which the curve recommends to stop
+
+
+@dataclass
+class Tuned:
+    """What `tune` made.
+
+    Attributes:
+        adapted: the model with its adapter, not yet merged; the model itself after full tuning.
+        tokenizer: of the model.
+        record: JSON: settings, sizes, the recovery curve, the recommendation, what it cost.
+    """
+
+    adapted: Any
+    tokenizer: Any
+    record: dict[str, Any]
+
+    def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
+        """Writes the merged model, which loads like the one that was tuned; `adapter/` and `tune.json` beside it.
+
+        The adapter is merged into the model: afterwards `adapted` is the plain model.
+
+        Raises:
+            InputError: the directory is not empty, or cannot be written.
+        """
+        from peft import PeftModel
+
+        from sentei.models.save import save
+        from sentei.plan import Plan
+        from sentei.recover.tune.adapters.files import merge, save_adapter
+
+        with atomic_dir(Path(directory), overwrite=overwrite) as scratch, tempfile.TemporaryDirectory() as aside:
+            if isinstance(self.adapted, PeftModel):
+                save_adapter(self.adapted, Path(aside) / "adapter")
+            self.adapted = merge(self.adapted)
+            source = Path(self.adapted.name_or_path or ".")
+            plan = Plan.load(source / "plan.json") if (source / "plan.json").is_file() else None
+            save(self.adapted, scratch, tokenizer=self.tokenizer, plan=plan)
+            if (Path(aside) / "adapter").exists():
+                shutil.copytree(Path(aside) / "adapter", scratch / "adapter")
+            write_json(scratch / "tune.json", self.record)
+        return Path(directory)
+
+
+def recommend(history: History) -> str:
+    """When to stop, from the recovery curve: where nearly all of the gain was reached, and what the end still gave."""
+    curve = history.curve
+    first, best = curve[0]["heldout"], history.best["heldout"]
+    gain = first - best
+    if gain <= 0:
+        return f"training did not lower the held-out loss of {first:.3f}; the model is as it was"
+    enough = next(point for point in curve if first - point["heldout"] >= GOOD_ENOUGH * gain)
+    text = (
+        f"the held-out loss fell from {first:.3f} to {best:.3f}; {GOOD_ENOUGH:.0%} of that was reached after "
+        f"{enough['tokens']:,.0f} tokens"
+    )
+    if history.stopped == "finished" and enough is curve[-1] and len(curve) > 2:
+        return text + ", the last ones: more tokens would still help"
+    return text
