@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from sentei.errors import InputError, SenteiError
 
@@ -26,6 +27,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     args = [arg for arg in sys.argv[1:] if arg != "--debug"]  # understood before and after the verb
     debug = len(args) < len(sys.argv) - 1
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # between libraries, about names that we do not use
     from sentei.cli.app import app
 
     try:

@@ -21,6 +21,9 @@ def tune_command(
     loss: Annotated[
         str | None, typer.Option(help="sft, kd or both; default: both where there is a teacher or a selection.")
     ] = None,
+    criterion: Annotated[
+        str, typer.Option(help="By which lora+sparse and shira-gradient choose: fisher, gradient, snip.")
+    ] = "fisher",
     tokens: Annotated[int, typer.Option(min=1, help="Read this many tokens, prompts included.")] = 200_000,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Highest; default: the adapter's.")] = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
@@ -45,6 +48,7 @@ def tune_command(
         "adapter": adapter,
         "budget_params": budget_params,
         "loss": loss,
+        "criterion": criterion,
         "tokens": tokens,
         "learning_rate": learning_rate,
         "length": length,
@@ -58,7 +62,7 @@ def tune_command(
     from sentei.recover.tune.tune import check, tune
     from sentei.run import fingerprint
 
-    check(data, adapter=adapter, loss=loss)
+    check(data, adapter=adapter, loss=loss, criterion=criterion)
     small = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     large = None
     if teacher is not None and loss != "sft":

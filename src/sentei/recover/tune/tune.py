@@ -22,6 +22,7 @@ from sentei.recover.attention import short_attention
 from sentei.recover.select.selection import Selection
 from sentei.recover.tune.adapters import ADAPTERS, Context
 from sentei.recover.tune.adapters.base import count, linears, trainable
+from sentei.recover.tune.allocate import CRITERIA
 from sentei.recover.tune.data import plan_steps, read_data, teach
 from sentei.recover.tune.loss import LOSSES
 from sentei.recover.tune.result import Tuned, recommend
@@ -30,6 +31,7 @@ from sentei.recover.tune.train import Trainer
 LENGTH = 512
 BATCH_TOKENS = 2048
 IMPACT_BATCHES = 8
+CRITERION = "fisher"  # gradients in units of their own spread: Adam's geometry
 
 
 def tune(
@@ -41,6 +43,7 @@ def tune(
     tokens: int = 200_000,
     teacher: Loaded | None = None,
     loss: str | None = None,
+    criterion: str = CRITERION,
     learning_rate: float | None = None,
     length: int = LENGTH,
     batch_tokens: int = BATCH_TOKENS,
@@ -60,6 +63,7 @@ def tune(
         tokens: read so many, prompts included, in as many epochs as that takes.
         teacher: the dense model. A selection has its dense model's tokens already and needs none.
         loss: "sft", "kd" or "both"; default: "both" where there is a teacher or a selection, else "sft".
+        criterion: by which "lora+sparse" and "shira-gradient" choose what is trained: a name in `CRITERIA`.
         learning_rate: the highest; default: that of the adapter.
         length: tokens at which a row is cut; a selection sets it.
         batch_tokens: tokens of a step, padding included.
@@ -73,7 +77,7 @@ def tune(
         InputError: unknown names, unreadable or too little data, distillation without a teacher.
     """
     if isinstance(data, str | Path):
-        check(data, adapter=adapter, loss=loss)
+        check(data, adapter=adapter, loss=loss, criterion=criterion)
     if model.tokenizer is None:
         raise InputError(
             f"{model.name} has no tokenizer, which is needed to read the data; put tokenizer.json beside it"
@@ -113,9 +117,10 @@ def tune(
                     return each(net, batch)
 
                 with short_attention(model.model):
-                    return measure_impact(model.model, batches, counted, list(linears(model.model)))
+                    names, fisher = list(linears(model.model)), criterion == "fisher"
+                    return measure_impact(model.model, batches, counted, names, fisher=fisher)
 
-        adapted = chosen.wrap(model.model, budget, Context(impact, seed))
+        adapted = chosen.wrap(model.model, budget, Context(impact, seed, criterion))
         plain: Any = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
 
         def evaluate() -> float:
@@ -145,6 +150,7 @@ def tune(
         "adapter": adapter,
         "budget_params": budget,
         "trainable_params": parameters,
+        "criterion": criterion,
         "loss": kind,
         "learning_rate": learning_rate or chosen.learning_rate,
         "seed": seed,
@@ -163,13 +169,15 @@ def tune(
     return Tuned(adapted, model.tokenizer, record)
 
 
-def check(data: str | Path, *, adapter: str, loss: str | None) -> None:
+def check(data: str | Path, *, adapter: str, loss: str | None, criterion: str = CRITERION) -> None:
     """What can be seen to be wrong before a model is loaded.
 
     Raises:
-        InputError: an unknown adapter or loss, or data that cannot be read.
+        InputError: an unknown adapter, loss or criterion, or data that cannot be read.
     """
     ADAPTERS[adapter]
+    if criterion not in CRITERIA:
+        raise InputError(f"unknown criterion {criterion!r}{nearest(criterion, CRITERIA)}; known: {', '.join(CRITERIA)}")
     if loss is not None and loss not in LOSSES:
         raise InputError(f"unknown loss {loss!r}{nearest(loss, LOSSES)}; known: {', '.join(LOSSES)}")
     if not (Path(data) / "selection.json").is_file():
