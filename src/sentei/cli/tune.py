@@ -24,6 +24,9 @@ def tune_command(
     criterion: Annotated[
         str, typer.Option(help="By which lora+sparse and shira-gradient choose: fisher, gradient, snip.")
     ] = "fisher",
+    mask: Annotated[
+        str, typer.Option(help="static, or grow: sparse entries move to where the gradient is while training.")
+    ] = "static",
     tokens: Annotated[int, typer.Option(min=1, help="Read this many tokens, prompts included.")] = 200_000,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Highest; default: the adapter's.")] = None,
     length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
@@ -49,6 +52,7 @@ def tune_command(
         "budget_params": budget_params,
         "loss": loss,
         "criterion": criterion,
+        "mask": mask,
         "tokens": tokens,
         "learning_rate": learning_rate,
         "length": length,
@@ -62,7 +66,7 @@ def tune_command(
     from sentei.recover.tune.tune import check, tune
     from sentei.run import fingerprint
 
-    check(data, adapter=adapter, loss=loss, criterion=criterion)
+    check(data, adapter=adapter, loss=loss, criterion=criterion, mask=mask)
     small = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     large = None
     if teacher is not None and loss != "sft":

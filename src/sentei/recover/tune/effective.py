@@ -12,6 +12,7 @@ straight through to the fp32 master values, as in mixed-precision training.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -48,6 +49,7 @@ def effective_linear(
     scale: float,
     values: Tensor,
     indices: Tensor,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """`x (W + scale · B A + S)ᵀ + bias`, differentiable with respect to x, A, B and values.
 
@@ -60,11 +62,13 @@ def effective_linear(
         scale: of the low-rank part.
         values: [k], see `effective_weight`.
         indices: [k].
+        watch: is shown the gradient of the effective weight, [out, in] in the dtype of `weight`, in backward; it is
+            not to be kept. Only where there are values.
 
     Returns:
         [..., out] in the dtype of `weight`.
     """
-    return cast(Tensor, _EffectiveLinear.apply(x, weight, bias, A, B, scale, values, indices))
+    return cast(Tensor, _EffectiveLinear.apply(x, weight, bias, A, B, scale, values, indices, watch))
 
 
 class _EffectiveLinear(torch.autograd.Function):
@@ -79,22 +83,25 @@ class _EffectiveLinear(torch.autograd.Function):
         scale: float,
         values: Tensor,
         indices: Tensor,
+        watch: Callable[[Tensor], None] | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, A, B, values, indices)
-        ctx.scale = scale
+        ctx.scale, ctx.watch = scale, watch
         return F.linear(x, effective_weight(weight, A, B, scale, values, indices), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, A, B, values, indices = ctx.saved_tensors
-        for_x, _, _, for_a, for_b, _, for_values, _ = ctx.needs_input_grad
+        for_x, _, _, for_a, for_b, _, for_values, *_ = ctx.needs_input_grad
         d_x = d_a = d_b = d_values = None
         if for_x:  # not in the first block, whose input is an embedding
             d_x = grad @ effective_weight(weight, A, B, ctx.scale, values, indices)
         rows, d_rows = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         if for_values and len(values):
             d_weight = d_rows.T @ rows
+            if ctx.watch is not None:
+                ctx.watch(d_weight)
             d_values = d_weight.view(-1).index_select(0, indices).to(values.dtype)
             if for_a or for_b:
                 d_a, d_b = _from_weight(d_weight.to(A.dtype), A, B, ctx.scale)
@@ -103,7 +110,7 @@ class _EffectiveLinear(torch.autograd.Function):
                 d_a, d_b = _from_rows(d_rows, rows, A, B, ctx.scale)
             else:
                 d_a, d_b = _from_weight((d_rows.T @ rows).to(A.dtype), A, B, ctx.scale)
-        return d_x, None, None, d_a, d_b, None, d_values, None
+        return d_x, None, None, d_a, d_b, None, d_values, None, None
 
 
 def thin_is_cheaper(tokens: int, out: int, inputs: int, rank: int) -> bool:

@@ -6,11 +6,12 @@ as safetensors and JSON, so resuming unpickles nothing and ends with the same bi
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,9 @@ from sentei.data.batches import Batch
 from sentei.errors import InputError
 from sentei.files import atomic_file, read_json, write_json
 from sentei.progress import Progress
+
+if TYPE_CHECKING:
+    from sentei.recover.tune.regrow import Regrow
 
 WARMUP = 0.1  # share of the steps in which the learning rate rises
 CLIP = 1.0  # norm of the gradient
@@ -66,6 +70,7 @@ class Trainer:
         evaluations: how often the held-out loss is looked at, and a checkpoint written.
         patience: evaluations without a better held-out loss before an early stop; None: never.
         directory: of the checkpoint; one that is there is gone on from.
+        regrow: moves sparse entries between steps.
     """
 
     def __init__(
@@ -79,12 +84,13 @@ class Trainer:
         evaluations: int = 10,
         patience: int | None = 3,
         directory: Path | None = None,
+        regrow: Regrow | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.model, self.loss, self.batches, self.evaluate = model, loss, batches, evaluate
         self.learning_rate, self.patience = learning_rate, patience
         self.every = max(1, math.ceil(len(batches) / evaluations))
-        self.directory, self.progress = directory, progress or Progress()
+        self.directory, self.regrow, self.progress = directory, regrow, progress or Progress()
         self.names = [name for name, p in model.named_parameters() if p.requires_grad]
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.buffers = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
@@ -117,7 +123,8 @@ class Trainer:
         self.model.train()
         for param in self.params:
             param.grad = None
-        with torch.random.fork_rng(devices=[]):  # a model with dropout draws the same in a resumed run
+        watching = self.regrow.watching(self.step) if self.regrow else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[]), watching:  # a model with dropout draws the same in a resumed run
             torch.manual_seed(self.step)
             loss = self.loss(batch)
             loss.backward()
@@ -133,6 +140,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * self._rate()
         self.optimizer.step()
+        if self.regrow:
+            self.regrow.move(self.step + 1, self.optimizer)
         self._publish()
         self.history.losses.append(value)
         losses = self.history.losses
@@ -178,7 +187,7 @@ class Trainer:
             self._diverged(f"the held-out loss has risen by {rise:.1f} nats after step {self.step}")
             return
         if self.history.best is point:
-            self.best = [param.detach().clone() for param in self.params]
+            self.best = [value.detach().clone() for value in self._kept()]
         since = len(self.history.curve) - 1 - self.history.curve.index(self.history.best)
         if self.patience is not None and since >= self.patience:
             self.history.stopped = "early stop"
@@ -192,10 +201,14 @@ class Trainer:
                 if master is not param:
                     param.copy_(master)
 
+    def _kept(self) -> list[Tensor]:
+        """What makes a state: parameters, and the integers (where sparse entries are) that they belong to."""
+        return [*self.params, *self.buffers.values()]
+
     def _set(self, values: list[Tensor]) -> None:
         with torch.no_grad():
-            for param, value in zip(self.params, values, strict=True):
-                param.copy_(value)
+            for target, value in zip(self._kept(), values, strict=True):
+                target.copy_(value)
 
     def _checkpoint(self) -> None:
         """Parameters, moments and best state, then the JSON that names the file: the rename makes it valid."""
@@ -203,8 +216,12 @@ class Trainer:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         tensors: dict[str, Tensor] = {f"buffer.{name}": value for name, value in self.buffers.items()}
-        for name, master, best in zip(self.names, self.masters, self.best, strict=True):
-            tensors[f"value.{name}"], tensors[f"best.{name}"] = master.detach().contiguous(), best.contiguous()
+        for name, best in zip([*self.names, *self.buffers], self.best, strict=True):
+            tensors[f"best.{name}"] = best.contiguous()
+        for key, value in (self.regrow.state() if self.regrow else {}).items():
+            tensors[f"regrow.{key}"] = value
+        for name, master in zip(self.names, self.masters, strict=True):
+            tensors[f"value.{name}"] = master.detach().contiguous()
             for key, moment in self.optimizer.state.get(master, {}).items():
                 tensors[f"{key}.{name}"] = moment.contiguous()
         file = f"step-{self.step}.safetensors"
@@ -224,7 +241,10 @@ class Trainer:
         tensors = load_file(self.directory / state["file"])
         self.step = state["step"]
         self.history = History(state["curve"], state["losses"], state["stopped"], state["note"])
-        self.best = [tensors[f"best.{name}"].to(p.device) for name, p in zip(self.names, self.params, strict=True)]
+        names = [*self.names, *self.buffers]
+        self.best = [tensors[f"best.{name}"].to(t.device) for name, t in zip(names, self._kept(), strict=True)]
+        if self.regrow:
+            self.regrow.restore({k.removeprefix("regrow."): v for k, v in tensors.items() if k.startswith("regrow.")})
         with torch.no_grad():
             for name, value in self.buffers.items():
                 value.copy_(tensors[f"buffer.{name}"])

@@ -25,6 +25,7 @@ from sentei.recover.tune.adapters.base import count, linears, trainable
 from sentei.recover.tune.allocate import CRITERIA
 from sentei.recover.tune.data import plan_steps, read_data, teach
 from sentei.recover.tune.loss import LOSSES
+from sentei.recover.tune.regrow import Regrow, check_mask
 from sentei.recover.tune.result import Tuned, recommend
 from sentei.recover.tune.train import Trainer
 
@@ -44,6 +45,7 @@ def tune(
     teacher: Loaded | None = None,
     loss: str | None = None,
     criterion: str = CRITERION,
+    mask: str = "static",
     learning_rate: float | None = None,
     length: int = LENGTH,
     batch_tokens: int = BATCH_TOKENS,
@@ -64,6 +66,7 @@ def tune(
         teacher: the dense model. A selection has its dense model's tokens already and needs none.
         loss: "sft", "kd" or "both"; default: "both" where there is a teacher or a selection, else "sft".
         criterion: by which "lora+sparse" and "shira-gradient" choose what is trained: a name in `CRITERIA`.
+        mask: "static", or "grow": the sparse entries move while training; see `sentei.recover.tune.regrow`.
         learning_rate: the highest; default: that of the adapter.
         length: tokens at which a row is cut; a selection sets it.
         batch_tokens: tokens of a step, padding included.
@@ -76,8 +79,7 @@ def tune(
     Raises:
         InputError: unknown names, unreadable or too little data, distillation without a teacher.
     """
-    if isinstance(data, str | Path):
-        check(data, adapter=adapter, loss=loss, criterion=criterion)
+    check(data, adapter=adapter, loss=loss, criterion=criterion, mask=mask)
     if model.tokenizer is None:
         raise InputError(
             f"{model.name} has no tokenizer, which is needed to read the data; put tokenizer.json beside it"
@@ -128,6 +130,11 @@ def tune(
                 sums = [(float(each(plain, batch)), len(batch.targets)) for batch in heldout]
             return sum(value * size for value, size in sums) / sum(size for _, size in sums)
 
+        regrow = Regrow(adapted, len(steps)) if mask == "grow" else None
+        if regrow:
+            when = ", ".join(map(str, regrow.due())) or "none, they are too few; give more --tokens"
+            progress.say(f"  sparse entries move after these of {len(steps)} steps: {when}")
+
         trainer = Trainer(
             adapted,
             lambda batch: each(plain, batch),
@@ -137,6 +144,7 @@ def tune(
             evaluations=evaluations,
             patience=patience,
             directory=directory / "checkpoint",
+            regrow=regrow,
             progress=progress,
         )
         with short_attention(plain):
@@ -151,6 +159,8 @@ def tune(
         "budget_params": budget,
         "trainable_params": parameters,
         "criterion": criterion,
+        "mask": mask,
+        "moved_entries": regrow.moved() if regrow else 0,
         "loss": kind,
         "learning_rate": learning_rate or chosen.learning_rate,
         "seed": seed,
@@ -169,18 +179,19 @@ def tune(
     return Tuned(adapted, model.tokenizer, record)
 
 
-def check(data: str | Path, *, adapter: str, loss: str | None, criterion: str = CRITERION) -> None:
+def check(data: Any, *, adapter: str, loss: str | None, criterion: str = CRITERION, mask: str = "static") -> None:
     """What can be seen to be wrong before a model is loaded.
 
     Raises:
-        InputError: an unknown adapter, loss or criterion, or data that cannot be read.
+        InputError: an unknown name, a mask that the adapter cannot have, or data that cannot be read.
     """
     ADAPTERS[adapter]
     if criterion not in CRITERIA:
         raise InputError(f"unknown criterion {criterion!r}{nearest(criterion, CRITERIA)}; known: {', '.join(CRITERIA)}")
     if loss is not None and loss not in LOSSES:
         raise InputError(f"unknown loss {loss!r}{nearest(loss, LOSSES)}; known: {', '.join(LOSSES)}")
-    if not (Path(data) / "selection.json").is_file():
+    check_mask(mask, adapter)
+    if isinstance(data, str | Path) and not (Path(data) / "selection.json").is_file():
         read_pool(data)
 
 

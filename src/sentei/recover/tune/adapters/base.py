@@ -42,6 +42,7 @@ class Adapter:
             for "full", the model. What the budget became is `count(trainable(...))`.
         line: one line for people, with the source.
         budgeted: whether the budget matters.
+        sparse: whether it has sparse entries, which a learned mask can move.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Adapter:
     wrap: Callable[[Any, int, Context], nn.Module]
     line: str
     budgeted: bool = True
+    sparse: bool = False
 
 
 def linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -8,7 +8,7 @@ stock peft); `lora_S` [k] holds the sparse values and `lora_I` [k] where they ar
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,7 @@ class SparseLoraLinear(LoraLinear):
 
     adapter_layer_names = (*LoraLinear.adapter_layer_names, "lora_S")
     other_param_names = (*LoraLinear.other_param_names, "lora_I")
+    watch: Callable[[Tensor], None] | None = None  # is shown the gradient of the effective weight; see `regrow`
 
     def update_layer(
         self,
@@ -92,7 +93,7 @@ class SparseLoraLinear(LoraLinear):
         if self.disable_adapters or self.merged or not active:
             return self.base_layer(x)
         base = self.get_base_layer()
-        return effective_linear(x, base.weight, base.bias, *self.parts(active[0]))
+        return effective_linear(x, base.weight, base.bias, *self.parts(active[0]), self.watch)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """`scale · B A + S`, [out, in] fp32."""

@@ -28,4 +28,5 @@ LORA_SPARSE = Adapter(
     5e-4,
     _lora_sparse,
     "rank and sparse entries per linear by gain per parameter, from one gradient pass",
+    sparse=True,
 )
