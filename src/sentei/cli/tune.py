@@ -22,8 +22,8 @@ def tune_command(
         str | None, typer.Option(help="sft, kd or both; default: both where there is a teacher or a selection.")
     ] = None,
     criterion: Annotated[
-        str, typer.Option(help="By which lora+sparse and shira-gradient choose: fisher, gradient, snip.")
-    ] = "fisher",
+        str, typer.Option(help="By which lora+sparse and shira-gradient choose: gradient, fisher, snip.")
+    ] = "gradient",
     mask: Annotated[
         str, typer.Option(help="static, or grow: sparse entries move to where the gradient is while training.")
     ] = "static",

@@ -32,7 +32,7 @@ from sentei.recover.tune.train import Trainer
 LENGTH = 512
 BATCH_TOKENS = 2048
 IMPACT_BATCHES = 8
-CRITERION = "fisher"  # gradients in units of their own spread: Adam's geometry
+CRITERION = "gradient"
 
 
 def tune(
