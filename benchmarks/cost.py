@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py
 
-Ratios are interleaved (forward, step, forward, step …) in one process; median and spread of three rounds. The forward
+Ratios are interleaved (forward, step, forward, step …) in one process; median and range of two rounds. The forward
 pass is the whole model's, logits included, as a perplexity would need it.
 """
 
@@ -23,7 +23,7 @@ from sentei.prove.speed import speed
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan
 
-TOKENS, ROUNDS = 16_384, 3
+TOKENS, ROUNDS = 16_384, 2
 
 
 def seconds(work: Callable[[], Any]) -> float:

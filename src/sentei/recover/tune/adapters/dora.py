@@ -26,4 +26,4 @@ def _dora(model: Any, budget: int, context: Context) -> PeftModel:
         return get_peft_model(model, config)
 
 
-DORA = Adapter("dora", 2e-3, _dora, "LoRA on directions, and a length per output (DoRA, arXiv 2402.09353; peft's own)")
+DORA = Adapter("dora", 1e-3, _dora, "LoRA on directions, and a length per output (DoRA, arXiv 2402.09353; peft's own)")

@@ -31,5 +31,5 @@ def _rslora(model: Any, budget: int, context: Context) -> PeftModel:
     return attach(model, config, {name: Share(rank) for name in modules}, seed=context.seed)
 
 
-LORA = Adapter("lora", 5e-3, _lora, "low rank on every linear, scale 2 (LoRA, arXiv 2106.09685)")
-RSLORA = Adapter("rslora", 2e-3, _rslora, "LoRA with scale 16 / √r (rsLoRA, arXiv 2312.03732)")
+LORA = Adapter("lora", 2e-3, _lora, "low rank on every linear, scale 2 (LoRA, arXiv 2106.09685)")
+RSLORA = Adapter("rslora", 1e-3, _rslora, "LoRA with scale 16 / √r (rsLoRA, arXiv 2312.03732)")

@@ -25,7 +25,7 @@ def _lora_sparse(model: Any, budget: int, context: Context) -> PeftModel:
 
 LORA_SPARSE = Adapter(
     "lora+sparse",
-    2e-3,
+    1e-3,
     _lora_sparse,
     "rank and sparse entries per linear by gain per parameter, from one gradient pass",
     sparse=True,
