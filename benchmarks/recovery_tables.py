@@ -13,7 +13,7 @@ LAMINI = 2_580_000  # rows of the largest pool that PASER reports on
 
 
 def recovery_parts() -> dict[str, tuple[str, str]]:
-    """Title: (words, body)."""
+    """Title: (words, body), of what has run."""
     found = rows("recover")
     sized = next((r["key"] for r in found if "rows" in r["key"]), None)
     size = (
@@ -23,7 +23,7 @@ def recovery_parts() -> dict[str, tuple[str, str]]:
         if sized
         else ""
     )
-    return {
+    parts = {
         "Recovery: which data": (
             f"`python benchmarks/recover.py quality`. {size}Adapter `lora`, 1 % of the block params, cross-entropy, where nothing else "
             "is said. Differences are to the mean of the random arms, paired by row, with 95 % intervals.\n\n",
@@ -53,6 +53,7 @@ def recovery_parts() -> dict[str, tuple[str, str]]:
             scale(rows("select_scale")),
         ),
     }
+    return {title: part for title, part in parts.items() if part[1]}
 
 
 def outcomes(row: dict[str, Any]) -> list[int]:
