@@ -11,7 +11,7 @@ from pathlib import Path
 from tables import PEERS, rows
 
 OUT = Path(__file__).parents[1] / "docs" / "perplexity.svg"
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 400, 60, 150, 46, 50
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 780, 400, 60, 190, 46, 50
 LOW, HIGH = 1.0, 8.0  # the axis is logarithmic; what is worse is not drawn
 SHOWN = {"auto": "#4f5bd5", "numerical": "#14917b", "flap": "#b3591f", "wanda-sp": "#8a5cb8", "llm-pruner": "#777777"}
 
