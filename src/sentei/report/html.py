@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -11,6 +10,7 @@ from typing import Any
 from sentei.progress import duration
 from sentei.report import picture
 from sentei.report.figures import Change, Figure, scaled, show
+from sentei.report.page import page, scrolled
 from sentei.report.recovery import in_words, section, tile
 
 _GROUPS = {"size": "Size", "perplexity": "Perplexity", "tasks": "Accuracy", "speed": "Speed", "memory": "Memory"}
@@ -26,19 +26,14 @@ def render(report: Mapping[str, Any]) -> str:
     """The page."""
     figures = [Figure.from_json(row) for row in report["figures"]]
     recovery = report.get("recovery")
-    folder = importlib.resources.files("sentei.report")
-    sheets = ("page.css",) if recovery is None else ("page.css", "bars.css", "recovery.css")
-    style = "".join((folder / name).read_text(encoding="utf-8") for name in sheets)
+    sheets = ("bars.css", "recovery.css") if recovery else ()
     title = escape(f"{report['model']}, pruned" + (" and recovered" if recovery else ""))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} · sentei</title><style>{style}</style></head><body><main>"
+    body = (
         f"{_header(report, figures)}{_removed(report)}{_figures(report, figures)}"
         f"{section(recovery) if recovery else ''}{_predictions(report)}{_how(report)}"
         f"<footer>Made by sentei {escape(report['sentei'])}. Every figure of this page is in report.json.</footer>"
-        "</main></body></html>\n"
     )
+    return page(title, body, *sheets)
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -150,13 +145,12 @@ def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
             cells = "".join(f"<td>{show(mean, 'accuracy')}</td>" for mean in average.values())
             cells += "".join(f"<td>{_difference(average, *pair)}</td>" for pair in pairs.values())
             body += f'<tr class="sum"><td>mean accuracy</td>{cells}<td></td></tr>'
-    head = "".join(f"<th>{name}</th>" for name in ("", *roles, *pairs, ""))
     return (
         f'<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap); differences are paired: {both} '
         "models read the same windows and answered the same rows. An interval that crosses the dotted line "
         "is no clear change. For speed, the interval holds the middle half of the rounds."
         f"{_UPPER if len(roles) > 2 else ''}</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>'
+        f"{scrolled(('', *roles, *pairs, ''), body)}</section>"
     )
 
 
@@ -232,11 +226,10 @@ def _of(pair: list[int]) -> str:
 
 def _table(head: Iterable[str], rows: Iterable[list[str]], *, notes: bool = False) -> str:
     """`notes`: the last column is prose."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = ""
     for row in rows:
         cells = [f"<td>{escape(cell)}</td>" for cell in row]
         if notes:
             cells[-1] = f'<td class="note">{escape(row[-1])}</td>'
         body += f"<tr>{''.join(cells)}</tr>"
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return scrolled(map(escape, head), body)

@@ -13,6 +13,7 @@ from sentei.progress import duration
 from sentei.recipe import Recover
 from sentei.report import picture
 from sentei.report.figures import scaled
+from sentei.report.page import scrolled
 
 
 def collect(recover: Recover, select: Path, tune: Path, compare: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -116,14 +117,12 @@ def _capabilities(recovery: Mapping[str, Any]) -> str:
     total = f"<td></td><td>{recovery['budget']['selected']:,} of {recovery['pool']['rows']:,}</td>"
     body += f'<tr class="sum"><td>all</td>{_damages(overall, worst)}{total}<td>{overall["rows"]:,}</td></tr>'
     heads = ("", "damage before", "after", "came back", "share of the budget", "rows selected", "rows scored again")
-    top = "".join(f"<th>{head}</th>" for head in heads)
     return (
         '<p class="hint">Damage is the Jensen–Shannon divergence from the dense model on answers, nats per token, of '
         "rows that were neither selected nor rejected: evenly many of each capability, before and after recovery. "
         "Capabilities are the clusters of the pool. What came back is 1 − after / before, with its paired 95 % "
         "interval. This is nearness to the dense model, not quality: training on the text of the answers may leave the "
-        "dense model behind.</p>"
-        f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+        f"dense model behind.</p>{scrolled(heads, body)}"
     )
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sentei.report.page import page, scrolled
 from sentei.report.picture import share
 
 LONGEST = 700  # characters of a text that are shown
@@ -25,18 +25,12 @@ def render(selection: Mapping[str, Any]) -> str:
             "rejections": [{"reason", "count", "example"}], "notes": [text]}`.
     """
     clusters = sorted(selection["clusters"], key=lambda c: (c["damage"] is None, -(c["damage"] or 0.0), c["id"]))
-    folder = importlib.resources.files("sentei.report")
-    sheets = ("page.css", "bars.css", "selection.css")
-    style = "".join((folder / name).read_text(encoding="utf-8") for name in sheets)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_text(selection['title'])} · sentei</title><style>{style}</style></head><body><main>"
+    body = (
         f"{_header(selection)}{_table(clusters)}{_map(selection['map'], clusters)}{_cards(clusters)}"
         f"{_rejections(selection['rejections'])}{_notes(selection)}"
         "<footer>Every row of the pool, with its score, decision and reason, is in manifest.jsonl.</footer>"
-        "</main></body></html>\n"
     )
+    return page(_text(selection["title"]), body, "bars.css", "selection.css")
 
 
 def _text(value: Any, longest: int = LONGEST) -> str:
@@ -95,13 +89,8 @@ def _table(clusters: Sequence[Mapping[str, Any]]) -> str:
     return (
         '<section><h2>Where the damage is, and where the budget goes</h2><p class="hint">Damage is the mean '
         "Jensen–Shannon divergence between the next-token distributions of the dense and the pruned model on the "
-        f"responses, in nats per token (0: alike, 0.6931: nothing in common).</p>{_scroll(head, body)}</section>"
+        f"responses, in nats per token (0: alike, 0.6931: nothing in common).</p>{scrolled(head, body)}</section>"
     )
-
-
-def _scroll(head: Iterable[str], body: str) -> str:
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _map(points: Sequence[Sequence[Any]], clusters: Sequence[Mapping[str, Any]]) -> str:
@@ -165,7 +154,7 @@ def _rejections(rejections: Sequence[Mapping[str, Any]]) -> str:
         f'<td class="note" dir="auto">{_text(row["example"], 300)}</td></tr>'
         for row in sorted(rejections, key=lambda row: -row["count"])
     )
-    inside = _scroll(("reason", "rows", "for example"), body) if body else '<p class="hint">No row was rejected.</p>'
+    inside = scrolled(("reason", "rows", "for example"), body) if body else '<p class="hint">No row was rejected.</p>'
     return f"<section><h2>What was rejected</h2>{inside}</section>"
 
 

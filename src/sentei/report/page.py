@@ -1,0 +1,29 @@
+"""The shell and the tables of the pages: one file each, no network."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterable
+
+
+def page(title: str, body: str, *sheets: str) -> str:
+    """A whole page.
+
+    Args:
+        title: escaped already, as `body` is.
+        body: HTML.
+        sheets: style sheets of this package beside `page.css`.
+    """
+    folder = importlib.resources.files("sentei.report")
+    style = "".join((folder / name).read_text(encoding="utf-8") for name in ("page.css", *sheets))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title} · sentei</title><style>{style}</style></head><body><main>{body}</main></body></html>\n"
+    )
+
+
+def scrolled(head: Iterable[str], body: str) -> str:
+    """A table that scrolls where it is wider than the page; `body` is its rows, as HTML."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
