@@ -21,7 +21,7 @@ class Context:
     Attributes:
         impact: makes or reads the gradients of the linears; called only by adapters that choose by them.
         seed: of what is drawn.
-        criterion: what "lora+sparse" counts as gain; see `sentei.recover.tune.allocate`.
+        criterion: what counts as gain, for adapters that choose by gradients; see `sentei.recover.tune.allocate`.
         rank_worth: of its components against its entries; see there.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sentei.errors import InputError
 from sentei.recover.tune.adapters.base import Adapter, Context, linears
 from sentei.recover.tune.adapters.layer import attach
-from sentei.recover.tune.allocate import Share
+from sentei.recover.tune.allocate import Share, matrix
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,10 +52,10 @@ def _random(model: Any, budget: int, context: Context) -> PeftModel:
 
 
 def _gradient(model: Any, budget: int, context: Context) -> PeftModel:
-    gradient = context.impact().gradient
+    impact = context.impact()
 
     def choose(name: str, _: nn.Linear, k: int) -> Tensor:
-        return gradient[name].abs().flatten().topk(k).indices.cpu()
+        return matrix(impact, name, context.criterion).abs().flatten().topk(k).indices.cpu()
 
     return _attach(model, budget, context.seed, choose)
 
