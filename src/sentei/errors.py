@@ -40,6 +40,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not among the known ones: the nearest, and all of them."""
+    names = list(known)
+    return InputError(f"unknown {kind} {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+
+
 def one_line(error: BaseException) -> str:
     """An error of another library, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from sentei.errors import InputError, nearest
+from sentei.errors import unknown
 
 T = TypeVar("T")
 
@@ -34,9 +34,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._paths:
-            raise InputError(
-                f"unknown {self.kind} {name!r}{nearest(name, self._paths)}; known: {', '.join(sorted(self._paths))}"
-            )
+            raise unknown(self.kind, name, sorted(self._paths))
         module, _, attribute = self._paths[name].partition(":")
         found: T = getattr(importlib.import_module(module), attribute)
         return found

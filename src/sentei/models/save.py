@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from sentei.errors import InputError
 from sentei.families import modeling_sentei
 from sentei.files import atomic_dir, read_json, write_json, write_text
 from sentei.models.card import model_card
@@ -52,11 +49,8 @@ def save(
     stock = as_stock(model)
     saved = model if stock is None else stock
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
-        try:
-            with _quiet():
-                saved.save_pretrained(scratch)
-        except SafetensorError as error:  # its own name for a full disk
-            raise InputError(f"cannot write {directory}: {error}; free space or choose another place") from error
+        with _quiet():
+            saved.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         _mend_config(scratch, type(saved).__name__, plan, bundled=stock is None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sentei.errors import InputError, nearest
+from sentei.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -84,5 +84,5 @@ def method(name: str) -> Method:
         InputError: unknown, with the nearest.
     """
     if name not in METHODS:
-        raise InputError(f"unknown method {name!r}{nearest(name, METHODS)}; known: {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sentei.data.chat import encode, tokenizer_digest
 from sentei.data.pools import Pool, PoolRow, read_pool
-from sentei.errors import InputError, nearest
+from sentei.errors import InputError, unknown
 from sentei.files import atomic_dir, check_output, hash_json, work_dir, write_json, write_text
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
@@ -92,6 +92,7 @@ def select(
         progress.say(f"  {note}")
     if not find_strategy(strategy).takes_all:
         amount.check(len(samples), int(tokens.sum()))
+    alone = ifd or strategy == "ifd"
     scoring = {
         "dense": dense.digest,
         "pruned": pruned.digest,
@@ -100,7 +101,7 @@ def select(
         "pool": hash_json([row.raw for row in pool.rows]),
         "length": length,
         "top": top,
-        "alone": ifd or strategy == "ifd",
+        "alone": alone,
     }
     with work_dir(out, scoring) as work:
         vectors = _embedded([row.prompt for row in pool.rows], embedder, progress)
@@ -112,7 +113,7 @@ def select(
             samples,
             work,
             top=top,
-            alone=ifd or strategy == "ifd",
+            alone=alone,
             progress=progress,
         )
         evidence = Evidence(embeddings=vectors, nll=scores.dense_nll, target=goal)
@@ -231,7 +232,7 @@ def find_strategy(name: str) -> Strategy:
         InputError: there is none of this name.
     """
     if name not in STRATEGIES:
-        raise InputError(f"unknown strategy {name!r}{nearest(name, STRATEGIES)}; known: {', '.join(STRATEGIES)}")
+        raise unknown("strategy", name, STRATEGIES)
     return STRATEGIES[name]
 
 

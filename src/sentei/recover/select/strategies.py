@@ -54,12 +54,9 @@ class Candidates:
 
     def damage(self) -> Floats:
         """Mean damage of each cluster's allowed rows [K] (CDS); 0 where it has none."""
-        return self.mean(self.scores.jsd)
-
-    def mean(self, values: NDArray[np.float32]) -> Floats:
-        """Mean of a value over each cluster's allowed rows [K]; 0 where there is none."""
-        rows = self.allowed & np.isfinite(values)
-        sums = np.bincount(self.clusters[rows], values[rows].astype(np.float64), self.count)
+        jsd = self.scores.jsd.astype(np.float64)
+        rows = self.allowed & np.isfinite(jsd)
+        sums = np.bincount(self.clusters[rows], jsd[rows], self.count)
         return sums / np.maximum(1, np.bincount(self.clusters[rows], minlength=self.count))
 
     def by_damage(self) -> Floats:

@@ -21,26 +21,19 @@ def manifest(scored: Scored, candidates: Candidates, picked: Picked) -> list[dic
     rank, last = _ranks(picked, candidates)
     rows = []
     for at, row in enumerate(scored.pool.rows):
-        cluster = int(scored.labels[at])
         rejection = scored.rejections[at] or picked.refused.get(at)
         name = "selected" if at in selected else "rejected" if rejection else "left out"
+        cluster = int(scored.labels[at])
+        where = f" in cluster {cluster}" if picked.shared else ""
+        budget = "the cluster's share of the budget" if picked.shared else "the budget"
         if rejection:
             reason = rejection
-        elif at in rank:
-            place, of = rank[at]
-            where, share = (
-                (f" in cluster {cluster}", "the cluster's share of the budget") if picked.shared else ("", "the budget")
-            )
-            verdict = (
-                "within"
-                if at in selected
-                else "beyond"
-                if place > last[int(picked.groups[at])]
-                else "too long for what was left of"
-            )
-            reason = f"place {place} of {of}{where}, {verdict} {share}"
-        else:
+        elif at not in rank:
             reason = "the strategy gives it no score"
+        else:
+            place, of = rank[at]
+            beyond = "beyond" if place > last[int(picked.groups[at])] else "too long for what was left of"
+            reason = f"place {place} of {of}{where}, {'within' if at in selected else beyond} {budget}"
         rows.append(
             {
                 "id": row.id,
@@ -155,8 +148,8 @@ def _map(scored: Scored, picked: Picked) -> list[list[Any]]:
 
 
 def _kind(reason: str) -> str:
-    """A reason without what is particular to its row, so that reasons can be counted."""
-    return reason.split(":")[0].split("(")[0].split(" of row ")[0].split(" row ")[0].strip()
+    """A reason without what is particular to its row, so that reasons can be counted: what is before the colon."""
+    return reason.partition(":")[0]
 
 
 def _number(value: float) -> float | None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sentei.errors import InputError, nearest
+from sentei.errors import InputError, unknown
 from sentei.recover.tune.impact import Impact
 
 CRITERIA = ("gradient", "fisher", "snip")
@@ -61,7 +61,7 @@ def matrix(impact: Impact, name: str, criterion: str) -> Tensor:
         InputError: unknown criterion, or "fisher" without mean squares.
     """
     if criterion not in CRITERIA:
-        raise InputError(f"unknown criterion {criterion!r}{nearest(criterion, CRITERIA)}; known: {', '.join(CRITERIA)}")
+        raise unknown("criterion", criterion, CRITERIA)
     gradient = impact.gradient[name]
     if criterion == "snip":
         return gradient * impact.weight[name].float()

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentei.errors import InputError, nearest
+from sentei.errors import InputError, unknown
 from sentei.recover.tune.adapters import ADAPTERS
 from sentei.recover.tune.adapters.layer import SparseLoraLinear
 
@@ -42,7 +42,7 @@ def check_mask(mask: str, adapter: str) -> None:
         InputError: an unknown mask or adapter, or "grow" for an adapter without sparse entries.
     """
     if mask not in MASKS:
-        raise InputError(f"unknown mask {mask!r}{nearest(mask, MASKS)}; known: {', '.join(MASKS)}")
+        raise unknown("mask", mask, MASKS)
     if mask == "grow" and not ADAPTERS[adapter].sparse:
         able = ", ".join(name for name in ADAPTERS if ADAPTERS[name].sparse)
         raise InputError(

@@ -40,10 +40,7 @@ def save_adapter(model: nn.Module, directory: str | Path, *, overwrite: bool = F
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
         config.save_pretrained(str(scratch))
-        try:
-            save_file({name: value.contiguous() for name, value in state.items()}, scratch / WEIGHTS, {"format": "pt"})
-        except SafetensorError as error:  # its own name for a full disk
-            raise InputError(f"cannot write {directory}: {error}; free space or choose another place") from error
+        save_file({name: value.contiguous() for name, value in state.items()}, scratch / WEIGHTS, {"format": "pt"})
         shares = {}
         for name, layer in _layers(model).items():
             if isinstance(layer, SparseLoraLinear):
