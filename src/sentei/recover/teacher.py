@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sentei.data.batches import Batch
 from sentei.errors import InputError
+from sentei.recover.select.damage import open_shards
 from sentei.recover.tune.loss import Soft
 
 
@@ -27,11 +27,7 @@ class Teacher:
     def __init__(self, directory: Path) -> None:
         self._place: dict[int, tuple[int, int, int]] = {}
         self._files: list[Any] = []
-        for path in sorted(directory.glob("scores-*.safetensors")):
-            try:
-                file = safe_open(path, framework="np")
-            except SafetensorError as error:
-                raise InputError(f"{path} is truncated or corrupt ({error}); select again") from error
+        for path, file in open_shards(directory):
             if "top_ids" not in file.keys():  # noqa: SIM118 - not a dict
                 raise InputError(f"{path} holds no teacher's tokens: the scoring kept none; select again with --top 16")
             ends = np.cumsum(file.get_tensor("counts"))

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 from torch import Tensor
 
 from sentei.data.batches import Batch, by_length, pad
@@ -109,14 +109,25 @@ def score(
 def read_scores(directory: Path, rows: int) -> Scores:
     """The scores of a pool of `rows` rows from the shards of a directory."""
     found = {field.name: np.full(rows, np.nan, np.float32) for field in fields(Scores)}
+    for _, shard in open_shards(directory):
+        where = shard.get_tensor("rows")
+        for name, values in found.items():
+            values[where] = shard.get_tensor(name)
+    return Scores(**found)
+
+
+def open_shards(directory: Path) -> Iterator[tuple[Path, Any]]:
+    """Path and open file of each shard, in order; tensors are read as they are asked for.
+
+    Raises:
+        InputError: a truncated or corrupt one.
+    """
     for path in sorted(directory.glob("scores-*.safetensors")):
         try:
-            shard = load_file(path)
+            shard = safe_open(path, framework="np")
         except SafetensorError as error:
             raise InputError(f"{path} is truncated or corrupt ({error}); delete it and score again") from error
-        for name, values in found.items():
-            values[shard["rows"]] = shard[name]
-    return Scores(**found)
+        yield path, shard
 
 
 def shard_path(directory: Path, number: int) -> Path:
@@ -129,7 +140,11 @@ def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
 
     From log-softmax, so that an entry which underflows counts nothing instead of giving NaN.
     """
-    log_p, log_q = a.log_softmax(1), b.log_softmax(1)
+    return _divergence(a.log_softmax(1), b.log_softmax(1))
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Jensen–Shannon divergence [n] of log-probabilities [n, V], which are overwritten."""
     p, q = log_p.exp(), log_q.exp()
     log_m = p.add(q).div_(2).log_().clamp_min_(_LOG_NOTHING)
     both = p.mul_(log_p.sub_(log_m)).sum(1) + q.mul_(log_q.sub_(log_m)).sum(1)
@@ -158,27 +173,32 @@ def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int) -> dict
     columns: dict[str, list[Tensor]] = {name: [] for name in ("jsd", "dense_nll", "pruned_nll", "top_ids", "top_logp")}
     for at, target in enumerate(batch.targets.split(size)):
         part = slice(at * size, (at + 1) * size)
-        p = logits(dense, states[0][part])
-        columns["dense_nll"].append(_nll(p, target))
+        log_p = logits(dense, states[0][part]).log_softmax(1)
+        columns["dense_nll"].append(-log_p.gather(1, target[:, None])[:, 0])
         if top:
-            best = p.topk(min(top, p.shape[1]), dim=1)
+            best = log_p.topk(min(top, log_p.shape[1]), dim=1)
             columns["top_ids"].append(best.indices.int())
-            columns["top_logp"].append((best.values - p.logsumexp(1, keepdim=True)).half())
+            columns["top_logp"].append(best.values.half())
         if pruned is not None:
-            q = logits(pruned, states[1][part])
-            columns["pruned_nll"].append(_nll(q, target))
-            columns["jsd"].append(jensen_shannon(p, q))
-    counts = torch.bincount(batch.owners, minlength=len(batch.rows))
-
-    def mean(parts: list[Tensor]) -> np.ndarray:
-        if not parts:
-            return np.full(len(batch.rows), np.nan, np.float32)
-        sums = torch.zeros(len(batch.rows), dtype=torch.float64, device=counts.device)
-        return (sums.index_add_(0, batch.owners, torch.cat(parts).double()) / counts).float().cpu().numpy()
-
+            log_q = logits(pruned, states[1][part]).log_softmax(1)
+            columns["pruned_nll"].append(-log_q.gather(1, target[:, None])[:, 0])
+            columns["jsd"].append(_divergence(log_p, log_q))
     kept = {name: torch.cat(columns[name]).cpu().numpy() for name in ("top_ids", "top_logp") if top}
-    found = {name: mean(columns[name]) for name in ("jsd", "dense_nll", "pruned_nll")}
-    return {"rows": np.array(batch.rows, np.int64), "counts": counts.cpu().numpy(), **found, **kept}
+    found = {name: _means(columns[name], batch) for name in ("jsd", "dense_nll", "pruned_nll")}
+    return {"rows": np.array(batch.rows, np.int64), "counts": _counts(batch).cpu().numpy(), **found, **kept}
+
+
+def _counts(batch: Batch) -> Tensor:
+    """Targets of each row, int64 [B]."""
+    return torch.bincount(batch.owners, minlength=len(batch.rows))
+
+
+def _means(parts: Sequence[Tensor], batch: Batch) -> np.ndarray:
+    """Mean over the targets of each row, float32 [B], of values that come in parts; NaN where there are none."""
+    if not parts:
+        return np.full(len(batch.rows), np.nan, np.float32)
+    sums = torch.zeros(len(batch.rows), dtype=torch.float64, device=batch.ids.device)
+    return (sums.index_add_(0, batch.owners, torch.cat(list(parts)).double()) / _counts(batch)).float().cpu().numpy()
 
 
 def _check(part: dict[str, np.ndarray], both: bool) -> None:
@@ -212,11 +232,5 @@ def _alone(dense: Any, samples: Sequence[Sample], rows: Sequence[int], wanted: b
         ids = np.concatenate([samples[row].ids[:1], samples[row].ids[asked]])
         bare.append(Sample(ids, np.arange(len(ids)) > 0, truncated=False))
     batch = pad(bare, range(len(bare))).to(next(dense.parameters()).device)
-    hidden = final_hidden(dense, batch.ids)[0][batch.sources]
-    likely, _ = score_targets(dense, hidden, batch.targets)
-    sums = torch.zeros(len(rows), device=likely.device).index_add_(0, batch.owners, -likely)
-    return (sums / torch.bincount(batch.owners, minlength=len(rows))).cpu().numpy()
-
-
-def _nll(z: Tensor, targets: Tensor) -> Tensor:
-    return z.logsumexp(1) - z.gather(1, targets[:, None])[:, 0]
+    likely, _ = score_targets(dense, _states(dense, batch), batch.targets)
+    return _means([-likely], batch)
