@@ -104,9 +104,10 @@ def _tune(context: Context) -> dict[str, Any]:
 
 
 def _check_tune(recipe: Recipe) -> None:
-    from sentei.recover.tune.adapters import ADAPTERS
+    from sentei.recover.tune.tune import check_names
 
-    ADAPTERS[_section(recipe).tune]
+    recover = _section(recipe)
+    check_names(adapter=recover.tune, loss=recover.loss)
 
 
 def _compare(context: Context) -> dict[str, Any]:

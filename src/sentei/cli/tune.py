@@ -40,13 +40,10 @@ def tune_command(
     format: FormatOption = Format.text,
 ) -> None:
     """Train the few parameters that matter on recovery data; the result loads like the model it came from."""
-    from sentei.errors import InputError, QualityError, nearest
+    from sentei.errors import QualityError
     from sentei.files import check_output, work_dir
-    from sentei.recover.tune.adapters import ADAPTERS
 
     check_output(out, overwrite=overwrite)
-    if adapter not in ADAPTERS:
-        raise InputError(f"unknown adapter {adapter!r}{nearest(adapter, ADAPTERS)}; known: {', '.join(ADAPTERS)}")
     settings: dict[str, Any] = {
         "adapter": adapter,
         "budget_params": budget_params,
@@ -63,17 +60,19 @@ def tune_command(
     }
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
-    from sentei.recover.tune.tune import check, tune
+    from sentei.recover.tune.data import read_source
+    from sentei.recover.tune.tune import check_names, tune
     from sentei.run import fingerprint
 
-    check(data, adapter=adapter, loss=loss, criterion=criterion, mask=mask)
+    check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
+    source = read_source(data)
     small = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     large = None
     if teacher is not None and loss != "sft":
         large = load(teacher, dtype=dtype.value, trust_remote_code=trust_remote_code)
     key = [settings, small.digest, large.digest if large else None, fingerprint(data), dtype.value]
     with work_dir(out, key) as work:
-        tuned = tune(small, data, teacher=large, work=work, progress=TerminalProgress(), **settings)
+        tuned = tune(small, source, teacher=large, work=work, progress=TerminalProgress(), **settings)
         tuned.save(out, overwrite=overwrite)
     if format is Format.json:
         print_json({"model": str(out), **tuned.record})

@@ -11,7 +11,7 @@ import numpy as np
 
 from sentei.data.batches import Batch, by_length, pad, shuffled
 from sentei.data.chat import Sample, encode, tokenizer_digest
-from sentei.data.pools import PoolRow, read_pool
+from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.errors import InputError
 from sentei.models.load import Loaded
 from sentei.progress import Progress
@@ -59,24 +59,39 @@ class TrainingData:
         return sum(len(self.samples[row].ids) for row in rows)
 
 
+def read_source(data: str | Path | Selection | Pool | Sequence[dict[str, Any]]) -> Selection | Pool:
+    """A selection directory, or a pool of any kind; what is read already is given back.
+
+    Raises:
+        InputError: neither, or unreadable.
+    """
+    if isinstance(data, Selection | Pool):
+        return data
+    if isinstance(data, str | Path) and (Path(data) / "selection.json").is_file():
+        return Selection.load(data)
+    return read_pool(data)
+
+
 def read_data(
-    data: Any, tokenizer: Any, length: int, seed: int, progress: Progress, teacher: Loaded | None, taught: bool
+    data: Selection | Pool,
+    tokenizer: Any,
+    length: int,
+    seed: int,
+    progress: Progress,
+    teacher: Loaded | None,
+    taught: bool,
 ) -> TrainingData:
     """The samples that can be learnt from; held-out rows are drawn from them.
 
     `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
     """
-    path = Path(data) if isinstance(data, str | Path) else None
-    if path is not None and (path / "selection.json").is_file():
-        data = Selection.load(path)
     rows: Sequence[PoolRow]
     if isinstance(data, Selection):
         scored = data.scored()
         rows, length = [scored.pool.rows[row] for row in data.chosen], data.about["scoring"]["length"]
         source = f"selection of {len(rows):,} rows"
     else:
-        pool = read_pool(data)
-        rows, source = pool.rows, f"{len(pool.rows):,} rows of {pool.source}, read as {pool.format}"
+        rows, source = data.rows, f"{len(data.rows):,} rows of {data.source}, read as {data.format}"
     progress.say(f"data: {source}")
     samples = encode(rows, tokenizer, length=length)
     if cut := sum(sample.truncated for sample in samples):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sentei.data.batches import Batch
-from sentei.data.pools import read_pool
-from sentei.errors import InputError, nearest
+from sentei.data.pools import Pool
+from sentei.errors import InputError, unknown
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating
@@ -23,7 +23,7 @@ from sentei.recover.select.selection import Selection
 from sentei.recover.tune.adapters import ADAPTERS, Context
 from sentei.recover.tune.adapters.base import count, linears, trainable
 from sentei.recover.tune.allocate import CRITERIA
-from sentei.recover.tune.data import plan_steps, read_data, teach
+from sentei.recover.tune.data import plan_steps, read_data, read_source, teach
 from sentei.recover.tune.loss import LOSSES
 from sentei.recover.tune.regrow import Regrow, check_mask
 from sentei.recover.tune.result import Tuned, recommend
@@ -37,7 +37,7 @@ CRITERION = "gradient"
 
 def tune(
     model: Loaded,
-    data: str | Path | Selection | Sequence[dict[str, Any]],
+    data: str | Path | Selection | Pool | Sequence[dict[str, Any]],
     *,
     adapter: str = "lora+sparse",
     budget_params: str | float = "1%",
@@ -79,7 +79,7 @@ def tune(
     Raises:
         InputError: unknown names, unreadable or too little data, distillation without a teacher.
     """
-    check(data, adapter=adapter, loss=loss, criterion=criterion, mask=mask)
+    check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
     if model.tokenizer is None:
         raise InputError(
             f"{model.name} has no tokenizer, which is needed to read the data; put tokenizer.json beside it"
@@ -87,13 +87,14 @@ def tune(
     from peft import PeftModel
 
     chosen, progress = ADAPTERS[adapter], progress or Progress()
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise InputError(f"--learning-rate {learning_rate}: expected a finite number above 0")
+    rate = chosen.learning_rate if learning_rate is None else learning_rate
+    if not 0 < rate < math.inf:
+        raise InputError(f"--learning-rate {rate}: expected a finite number above 0")
     budget = parameter_budget(budget_params, sum(m.weight.numel() for m in linears(model.model).values()))
     started = time.monotonic()
     with _kept(work) as directory:
         found = read_data(
-            data,
+            read_source(data),
             model.tokenizer,
             min(length, context_length(model.model)),
             seed,
@@ -134,13 +135,12 @@ def tune(
         if regrow:
             when = ", ".join(map(str, regrow.due())) or "none, they are too few; give more --tokens"
             progress.say(f"  sparse entries move after these of {len(steps)} steps: {when}")
-
         trainer = Trainer(
             adapted,
             lambda batch: each(plain, batch),
             [(found.size(rows), functools.partial(found.batch, rows)) for rows in steps],
             evaluate,
-            learning_rate=learning_rate or chosen.learning_rate,
+            learning_rate=rate,
             evaluations=evaluations,
             patience=patience,
             directory=directory / "checkpoint",
@@ -150,19 +150,19 @@ def tune(
         with short_attention(plain):
             history = trainer.run()
     adapted.eval()
-    parameters = count(trainable(adapted))
-    progress.say(f"  {history.stopped}: {recommend(history)}")
+    advice = recommend(history)
+    progress.say(f"  {history.stopped}: {advice}")
     record = {
         "schema_version": 1,
         "model": model.name,
         "adapter": adapter,
         "budget_params": budget,
-        "trainable_params": parameters,
+        "trainable_params": count(trainable(adapted)),
         "criterion": criterion,
         "mask": mask,
         "moved_entries": regrow.moved() if regrow else 0,
         "loss": kind,
-        "learning_rate": learning_rate or chosen.learning_rate,
+        "learning_rate": rate,
         "seed": seed,
         "rows": len(found.train),
         "heldout_rows": len(found.heldout),
@@ -173,26 +173,24 @@ def tune(
         "stopped": history.stopped,
         "note": history.note,
         "curve": history.curve,
-        "recommendation": recommend(history),
+        "recommendation": advice,
         "seconds": round(time.monotonic() - started, 1),
     }
     return Tuned(adapted, model.tokenizer, record)
 
 
-def check(data: Any, *, adapter: str, loss: str | None, criterion: str = CRITERION, mask: str = "static") -> None:
-    """What can be seen to be wrong before a model is loaded.
+def check_names(*, adapter: str, loss: str | None, criterion: str = CRITERION, mask: str = "static") -> None:
+    """What can be seen to be wrong before data and model are read.
 
     Raises:
-        InputError: an unknown name, a mask that the adapter cannot have, or data that cannot be read.
+        InputError: an unknown name, or a mask that the adapter cannot have.
     """
     ADAPTERS[adapter]
     if criterion not in CRITERIA:
-        raise InputError(f"unknown criterion {criterion!r}{nearest(criterion, CRITERIA)}; known: {', '.join(CRITERIA)}")
+        raise unknown("criterion", criterion, CRITERIA)
     if loss is not None and loss not in LOSSES:
-        raise InputError(f"unknown loss {loss!r}{nearest(loss, LOSSES)}; known: {', '.join(LOSSES)}")
+        raise unknown("loss", loss, LOSSES)
     check_mask(mask, adapter)
-    if isinstance(data, str | Path) and not (Path(data) / "selection.json").is_file():
-        read_pool(data)
 
 
 def parameter_budget(text: str | float, params: int) -> int:
