@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,16 +33,21 @@ def recovery_parts() -> dict[str, tuple[str, str]]:
         "Recovery: poison": (
             "`python benchmarks/recover.py poison`. A tenth of the pool replaced: half by off-language and off-topic rows, half by copies "
             "of other rows with another answer.\n\n",
-            poison(found),
+            arms(found, "poison", "strategy", "rows", "of them poison", "perplexity", "mean accuracy"),
         ),
         "Recovery: adapters": (
             "`python benchmarks/recover.py rates`, then `adapters`. 1 % of the block params, cross-entropy, the same rows. The learning rate "
             "of each is the best of four on held-out alpaca rows, at a quarter of the tokens. Forgetting: loss on held-out C4 text.\n\n",
-            adapters(found),
+            arms(
+                found,
+                "adapters",
+                "adapter",
+                *("trained", "learning rate", "held-out loss", "perplexity", "mean accuracy", "C4 loss", "tuning"),
+            ),
         ),
         "Recovery: text or teacher": (
             "`python benchmarks/recover.py kd`. Adapter `lora`, random rows, equal tokens.\n\n",
-            kd(found),
+            arms(found, "kd", "loss", "perplexity", "mean accuracy", "C4 loss", "tuning"),
         ),
         "A training step": (
             "`python benchmarks/tune_speed.py`. Median of five rounds in turns, with the range. Stock is transformers + peft (LoRA of rank 8 "
@@ -88,47 +94,24 @@ def quality(found: list[dict[str, Any]]) -> str:
     return text
 
 
-def poison(found: list[dict[str, Any]]) -> str:
-    own = [r for r in found if r["key"]["table"] == "poison"]
-    body = [
-        [
-            r["key"]["arm"],
-            f"{r['selected']:,}",
-            f"{r['poison']} ({r['poison'] / r['selected']:.1%})",
-            f"{r['perplexity']:.2f}",
-            f"{r['accuracy']:.2%}",
-        ]
-        for r in own
-    ]
-    return table(["strategy", "rows", "of them poison", "perplexity", "mean accuracy"], body) if body else ""
+# Head and cell of the columns that several tables have.
+CELLS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "rows": lambda r: f"{r['selected']:,}",
+    "of them poison": lambda r: f"{r['poison']} ({r['poison'] / r['selected']:.1%})",
+    "trained": lambda r: f"{r['trainable_params']:,}",
+    "learning rate": lambda r: f"{r['learning_rate']:g}",
+    "held-out loss": lambda r: f"{min(r['heldout']):.4f}",
+    "perplexity": lambda r: f"{r['perplexity']:.2f}",
+    "mean accuracy": lambda r: f"{r['accuracy']:.2%}",
+    "C4 loss": lambda r: f"{r['general']:.4f}",
+    "tuning": lambda r: f"{r['seconds']} s",
+}
 
 
-def adapters(found: list[dict[str, Any]]) -> str:
-    own = [r for r in found if r["key"]["table"] == "adapters"]
-    body = [
-        [
-            r["key"]["arm"],
-            f"{r['trainable_params']:,}",
-            f"{r['learning_rate']:g}",
-            f"{min(r['heldout']):.4f}",
-            f"{r['perplexity']:.2f}",
-            f"{r['accuracy']:.2%}",
-            f"{r['general']:.4f}",
-            f"{r['seconds']} s",
-        ]
-        for r in own
-    ]
-    head = ["adapter", "trained", "learning rate", "held-out loss", "perplexity", "mean accuracy", "C4 loss", "tuning"]
-    return table(head, body) if body else ""
-
-
-def kd(found: list[dict[str, Any]]) -> str:
-    own = [r for r in found if r["key"]["table"] == "kd"]
-    body = [
-        [r["key"]["arm"], f"{r['perplexity']:.2f}", f"{r['accuracy']:.2%}", f"{r['general']:.4f}", f"{r['seconds']} s"]
-        for r in own
-    ]
-    return table(["loss", "perplexity", "mean accuracy", "C4 loss", "tuning"], body) if body else ""
+def arms(found: list[dict[str, Any]], name: str, first: str, *columns: str) -> str:
+    """A table with one row per arm: its name under `first`, then the columns."""
+    own = [r for r in found if r["key"]["table"] == name]
+    return table([first, *columns], [[r["key"]["arm"], *(CELLS[column](r) for column in columns)] for r in own])
 
 
 def step(found: list[dict[str, Any]]) -> str:
@@ -146,7 +129,7 @@ def step(found: list[dict[str, Any]]) -> str:
                     f"×{r['seconds'][arm] / floor:.2f}",
                 ]
             )
-    return table(["batch", "step", "time", "speed against stock", "time against the floor"], body) if body else ""
+    return table(["batch", "step", "time", "speed against stock", "time against the floor"], body)
 
 
 def scale(found: list[dict[str, Any]]) -> str:

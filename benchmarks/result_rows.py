@@ -16,6 +16,10 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; nothing where it has no rows."""
     lines = ["| " + " | ".join(row) + " |" for row in (list(head), *(list(row) for row in body))]
-    return "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]]) + "\n\n"
+    return (
+        ""
+        if len(lines) == 1
+        else "\n".join([lines[0], "|" + "---|" * lines[0].count(" | ") + "---|", *lines[1:]]) + "\n\n"
+    )

@@ -97,7 +97,7 @@ def full(found: list[dict[str, Any]]) -> str:
             for r in own
             if r["key"]["domain"] == domain
         ]
-    return table(["domain", "method", "sparsity", "perplexity", "ratio"], body) if body else ""
+    return table(["domain", "method", "sparsity", "perplexity", "ratio"], body)
 
 
 def zero_shot(found: list[dict[str, Any]]) -> str:
@@ -184,7 +184,7 @@ def main() -> None:
         ),
         "Torch-Pruning in the same process": (
             "`python benchmarks/peers.py`. FFN only: its attention pruning fails on grouped-query attention.\n\n",
-            table(["peer", "removed", "perplexity"], beside) if beside else "",
+            table(["peer", "removed", "perplexity"], beside),
         ),
         "Cost and speed": ("`python benchmarks/cost.py`\n\n", cost(rows("cost"))),
         **recovery_parts(),

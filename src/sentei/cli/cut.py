@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.app import (
+    Dtype,
+    DtypeOption,
+    Field,
+    Format,
+    FormatOption,
+    Model,
+    Out,
+    Overwrite,
+    Tokens,
+    Trust,
+    Window,
+    print_json,
+)
 
 
 def cut_command(
@@ -15,9 +28,9 @@ def cut_command(
     plan: Annotated[Path, typer.Option(help="What `sentei plan` wrote.")],
     out: Out,
     data: Annotated[str | None, typer.Option(help="Calibration text for the compensation, as for `measure`.")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Read at most this many tokens.")] = 65536,
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 512,
-    field: Annotated[str | None, typer.Option(help="Key of the text in JSONL or parquet rows.")] = None,
+    tokens: Tokens = 65536,
+    window: Window = 512,
+    field: Field = None,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,

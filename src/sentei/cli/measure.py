@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.app import (
+    Dtype,
+    DtypeOption,
+    Field,
+    Format,
+    FormatOption,
+    Model,
+    Out,
+    Overwrite,
+    Tokens,
+    Trust,
+    Window,
+    print_json,
+)
 
 
 def measure_command(
@@ -16,10 +29,10 @@ def measure_command(
         str, typer.Option(help="Calibration text: .txt, .jsonl, .jsonl.gz, .parquet, directory, hf:name, demo.")
     ],
     out: Out,
-    tokens: Annotated[int, typer.Option(min=2, help="Read at most this many tokens.")] = 131072,
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window.")] = 1024,
+    tokens: Tokens = 131072,
+    window: Window = 1024,
     gradient_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the gradient pass; 0 leaves it out.")] = 8192,
-    field: Annotated[str | None, typer.Option(help="Key of the text in JSONL or parquet rows.")] = None,
+    field: Field = None,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Out, Overwrite, Trust, print_json
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Out, Overwrite, Trust, print_json
 
 
 def select_command(
@@ -39,7 +39,7 @@ def select_command(
     ] = None,
     minimum: Annotated[int | None, typer.Option(min=0, help="Rows (or tokens) for every cluster; default: 0.")] = None,
     ids: Annotated[Path | None, typer.Option(help="For the strategy ids: JSONL or lines of ids, best first.")] = None,
-    length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
+    length: Length = 512,
     top: Annotated[int, typer.Option(min=0, help="Teacher's tokens kept per position, for distillation.")] = 16,
     embedder: Annotated[
         str | None, typer.Option(help="A sentence-transformers model; default: the embedded one.")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Model, Out, Overwrite, Trust, print_json
 
 
 def tune_command(
@@ -29,7 +29,7 @@ def tune_command(
     ] = "static",
     tokens: Annotated[int, typer.Option(min=1, help="Read this many tokens, prompts included.")] = 200_000,
     learning_rate: Annotated[float | None, typer.Option(min=0.0, help="Highest; default: the adapter's.")] = None,
-    length: Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")] = 512,
+    length: Length = 512,
     batch_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a step, padding included.")] = 2048,
     evaluations: Annotated[int, typer.Option(min=1, help="How often to look at held-out rows.")] = 10,
     patience: Annotated[int, typer.Option(min=0, help="Looks without gain before an early stop; 0: never.")] = 3,
