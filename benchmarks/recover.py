@@ -39,9 +39,9 @@ from sentei.recover.tune.adapters.files import merge
 from sentei.recover.tune.tune import tune
 
 CACHE = Path(__file__).parents[1] / "runs" / "recover"
-SPARSITY, CALIBRATION, TOKENS, LIMIT = 0.25, 65_536, 80_000, 100
+SPARSITY, CALIBRATION, TOKENS, LIMIT = 0.25, 65_536, 60_000, 100
 NORMALISED = ("arc_challenge.test", "hellaswag.val", "openbookqa.test")  # scored by acc_norm, as is usual
-RATES = (2e-4, 5e-4, 1e-3, 2e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 ADAPTERS = ("lora", "rslora", "shira", "shira-gradient", "lora+sparse")
 
 
@@ -209,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=tables)
     parser.add_argument("--preset", default="llm-pruner")
-    parser.add_argument("--rows", type=int, default=4000, help="of the pool")
+    parser.add_argument("--rows", type=int, default=3000, help="of the pool")
     options = parser.parse_args()
     print(MODEL, options)
     tables[options.table](options.preset, options.rows)
