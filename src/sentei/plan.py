@@ -1,7 +1,8 @@
 """What to keep, what it costs, and what was asked for: `ModelShape`, `Budget`, `Plan`. No torch here.
 
-A *unit* is an FFN channel, a KV group (one KV head with its own query heads) or a query-head slot (the same number of
-query heads out of every KV group of a block). Costs are linear in units, so a plan is priced without building a model.
+A *unit* is an FFN channel, a KV group (one KV head with its own query heads), a query-head slot (the same number of
+query heads out of every KV group of a block) or a component (rank) of a matrix. Prices follow from sizes alone, so a
+plan is priced without building a model.
 """
 
 from __future__ import annotations
@@ -11,25 +12,40 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sentei.errors import InfeasibleError, InputError
+from sentei.errors import InfeasibleError, InputError, nearest
 from sentei.files import hash_json, read_json, write_json
 
 SCHEMA_VERSION = 1
 Metric = Literal["params", "flops", "bytes"]
+Storage = Literal["factors", "pivoted"]
+ATTENTION_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
+FFN_MATRICES = ("gate_proj", "up_proj", "down_proj")
+MATRICES = ATTENTION_MATRICES + FFN_MATRICES
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def stored(out: int, into: int, rank: int | None, storage: Storage = "factors") -> int:
+    """Parameters of a matrix `[out, into]`: dense, as two factors, or pivoted (`R(H + D − R)`: PIFA, arXiv 2501.19090)."""
+    if rank is None:
+        return out * into
+    return rank * (out + into) if storage == "factors" else rank * (out + into - rank)
+
+
 class BlockShape(_Frozen):
-    """Sizes of one decoder block. `kv_groups == 0`: no attention part; `ffn == 0`: no FFN part."""
+    """Sizes of one decoder block. `kv_groups == 0`: no attention part; `ffn == 0`: no FFN part.
+
+    `ranks` holds the matrices that are stored as a product, by name; all others are dense.
+    """
 
     kv_groups: int = Field(ge=0)
     heads_per_group: int = Field(ge=0)
     ffn: int = Field(ge=0)
     o_bias: bool = False  # biases that a compensation added
     down_bias: bool = False
+    ranks: dict[str, int] = {}
 
 
 class ModelShape(_Frozen):
@@ -43,32 +59,42 @@ class ModelShape(_Frozen):
     qk_norm: bool = False
     o_bias: bool = False  # biases of the dense architecture
     mlp_bias: bool = False
+    storage: Storage = "factors"  # of the low-rank matrices
     blocks: tuple[BlockShape, ...]
+
+    def matrices(self, block: BlockShape) -> dict[str, tuple[int, int]]:
+        """Rows and columns of the block's matrices; those of a removed part are left out."""
+        sizes: dict[str, tuple[int, int]] = {}
+        if block.kv_groups:
+            queries, keys = block.kv_groups * block.heads_per_group * self.head_dim, block.kv_groups * self.head_dim
+            sizes |= {"q_proj": (queries, self.hidden), "k_proj": (keys, self.hidden), "v_proj": (keys, self.hidden)}
+            sizes["o_proj"] = (self.hidden, queries)
+        if block.ffn:
+            sizes |= dict.fromkeys(("gate_proj", "up_proj"), (block.ffn, self.hidden))
+            sizes["down_proj"] = (self.hidden, block.ffn)
+        return sizes
+
+    def _matrix_params(self, block: BlockShape, names: tuple[str, ...]) -> int:
+        sizes = self.matrices(block)
+        return sum(stored(*sizes[name], block.ranks.get(name), self.storage) for name in names)
 
     def attention_params(self, block: BlockShape) -> int:
         """Parameters of one attention part, its input norm included; 0 where the part is gone."""
         if not block.kv_groups:
             return 0
-        group = self.group_params(block.heads_per_group)
         own = self.hidden + (2 * self.head_dim if self.qk_norm else 0)
-        return block.kv_groups * group + own + (self.hidden if block.o_bias or self.o_bias else 0)
-
-    def group_params(self, heads_per_group: int) -> int:
-        """Parameters of one KV group: q and o of its query heads, its k and v."""
-        rows = self.head_dim * (heads_per_group + 2)
-        columns = self.head_dim * heads_per_group
-        return (rows + columns) * self.hidden + (rows if self.qkv_bias else 0)
-
-    def channel_params(self) -> int:
-        """Parameters of one FFN channel: a row of gate and of up, a column of down."""
-        return 3 * self.hidden + (2 if self.mlp_bias else 0)
+        if self.qkv_bias:
+            own += block.kv_groups * self.head_dim * (block.heads_per_group + 2)
+        if block.o_bias or self.o_bias:
+            own += self.hidden
+        return self._matrix_params(block, ATTENTION_MATRICES) + own
 
     def ffn_params(self, block: BlockShape) -> int:
         """Parameters of one FFN part, its input norm included; 0 where the part is gone."""
         if not block.ffn:
             return 0
-        bias = self.hidden if block.down_bias or self.mlp_bias else 0
-        return block.ffn * self.channel_params() + self.hidden + bias
+        bias = (2 * block.ffn if self.mlp_bias else 0) + (self.hidden if block.down_bias or self.mlp_bias else 0)
+        return self._matrix_params(block, FFN_MATRICES) + self.hidden + bias
 
     def block_params(self) -> int:
         """Parameters of all blocks: embeddings, head and final norm left out."""
@@ -93,23 +119,35 @@ class ModelShape(_Frozen):
 
 
 class Limits(_Frozen):
-    """Legal sizes: what the target engine can hold."""
+    """Legal sizes: what the target engine can hold.
+
+    Attributes:
+        ffn_multiple: FFN widths are multiples of this; the dense width is legal as it is.
+        fixed_query_heads: one query-head count for the whole model: the attention of a block is whole or gone.
+        uniform: the same sizes in every block.
+        skip_parts: a whole attention or FFN part may go (but never the attention of block 0).
+        qk_norm: norms on q and k (Qwen3) have a place in the engine's format.
+        low_rank: a matrix may be stored as a product.
+    """
 
     ffn_multiple: int = Field(default=1, ge=1)
-    fixed_query_heads: bool = False  # the engine has one query-head count for the whole model
-    prune_attention: bool = True
-    uniform: bool = False  # the same sizes in every block
-    skip_parts: bool = True  # a whole attention or FFN part may go
+    fixed_query_heads: bool = False
+    uniform: bool = False
+    skip_parts: bool = True
+    qk_norm: bool = True
+    low_rank: bool = False
 
 
+# GGUF: K-quants want rows of 256; 32 (`ffn_multiple`) is enough for F16, BF16 and Q8_0. The others read nemotron-nas,
+# which says an FFN width as a factor of the hidden size that engines round up to 256.
 ENGINES: dict[str, Limits] = {
-    "transformers": Limits(),
-    "onnx": Limits(),
-    "openvino": Limits(),
-    "gguf": Limits(ffn_multiple=256, skip_parts=False),
+    "transformers": Limits(low_rank=True),
+    "onnx": Limits(low_rank=True),
+    "openvino": Limits(low_rank=True),
+    "gguf": Limits(ffn_multiple=256),
     "uniform": Limits(uniform=True, skip_parts=False),
     **{
-        name: Limits(ffn_multiple=256, prune_attention=False, skip_parts=False)
+        name: Limits(ffn_multiple=256, fixed_query_heads=True, qk_norm=False)
         for name in ("vllm", "sglang", "trtllm", "mlx")
     },
 }
@@ -202,12 +240,14 @@ class BlockPlan(_Frozen):
         kv_groups: indices of the kept KV groups, ascending.
         query_heads: per kept group, the indices (within the group) of its kept query heads; equally many in each.
         ffn: indices of the kept FFN channels, ascending.
+        ranks: of the matrices that become a product, by name (`q_proj` … `down_proj`); all others stay dense.
         reason: why this much, in words.
     """
 
     kv_groups: list[int]
     query_heads: list[list[int]]
     ffn: list[int]
+    ranks: dict[str, Annotated[int, Field(ge=1)]] = {}
     reason: str = ""
 
     @model_validator(mode="after")
@@ -223,6 +263,13 @@ class BlockPlan(_Frozen):
         ):
             if kept != sorted(set(kept)) or (kept and kept[0] < 0):
                 raise ValueError(f"{name} must be ascending indices without repeats; got {kept[:8]}…")
+        for name in self.ranks:
+            if name not in MATRICES:
+                raise ValueError(
+                    f"ranks: unknown matrix {name!r}{nearest(name, MATRICES)}; known: {', '.join(MATRICES)}"
+                )
+            if not (self.kv_groups if name in ATTENTION_MATRICES else self.ffn):
+                raise ValueError(f"ranks: {name} has a rank, but its part is removed")
         return self
 
     @property
@@ -251,6 +298,7 @@ class Plan(BaseModel):
     allocation: str
     compensation: str
     refine: str = "none"
+    storage: Storage = "factors"
     budget: Budget
     dense: ModelShape
     blocks: list[BlockPlan]
@@ -266,6 +314,11 @@ class Plan(BaseModel):
             for indices, size, what in worst:
                 if indices and indices[-1] >= size:
                     raise ValueError(f"block {i} keeps {what} {indices[-1]}, the model has {size} (0 to {size - 1})")
+        shape = self.shape()
+        for i, (kept, small) in enumerate(zip(self.blocks, shape.blocks, strict=True)):
+            for name, rank in kept.ranks.items():
+                if rank > min(shape.matrices(small)[name]):
+                    raise ValueError(f"block {i}: rank {rank} of {name} exceeds its size {shape.matrices(small)[name]}")
         if self.blocks and not self.blocks[0].kv_groups:
             raise ValueError("block 0 must keep its attention: engines read the cache length from it")
         return self
@@ -277,7 +330,7 @@ class Plan(BaseModel):
 
     def shape(self) -> ModelShape:
         """Sizes of the pruned model. A part that loses nothing gets no bias of its own."""
-        return planned_shape(self.dense, self.blocks, bias=self.bias)
+        return planned_shape(self.dense, self.blocks, bias=self.bias, storage=self.storage)
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON."""
@@ -297,7 +350,9 @@ class Plan(BaseModel):
         return hash_json(self.model_dump(mode="json"))
 
 
-def planned_shape(dense: ModelShape, blocks: list[BlockPlan], *, bias: bool) -> ModelShape:
+def planned_shape(
+    dense: ModelShape, blocks: list[BlockPlan], *, bias: bool, storage: Storage = "factors"
+) -> ModelShape:
     """Sizes of a model that keeps `blocks` of `dense`."""
     kept = []
     for plan, full in zip(blocks, dense.blocks, strict=True):
@@ -309,15 +364,14 @@ def planned_shape(dense: ModelShape, blocks: list[BlockPlan], *, bias: bool) -> 
                 ffn=len(plan.ffn),
                 o_bias=full.o_bias or (bias and attention_cut and bool(plan.kv_groups)),
                 down_bias=full.down_bias or (bias and 0 < len(plan.ffn) < full.ffn),
+                ranks=plan.ranks,
             )
         )
-    return dense.model_copy(update={"blocks": tuple(kept)})
+    return dense.model_copy(update={"blocks": tuple(kept), "storage": storage})
 
 
 def parse(model: type[Any], value: Any, where: str) -> Any:
     """Validates `value` as `model`; an error names the place, the key, and the nearest known key."""
-    from sentei.errors import nearest
-
     try:
         return model.model_validate(value)
     except ValidationError as error:

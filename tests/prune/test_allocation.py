@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentei.errors import InfeasibleError
+from sentei.errors import InfeasibleError, InputError
 from sentei.plan import BlockShape, Budget, ModelShape
 from sentei.prune.allocation import ALLOCATIONS, Problem
 from sentei.prune.allocation.shares import importance, incremental_shares
@@ -143,9 +143,31 @@ def test_uniform_engine_gets_one_size(rule):
     assert p.cost(choices) <= p.target
 
 
-def test_engines_that_cannot_hold_fewer_heads_keep_them():
-    p = problem(Budget(sparsity=0.3, target_engine="vllm", ffn_multiple=8))
-    assert {c.attention for c in ALLOCATIONS["global"].solve(p)} == {0}
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "mlx"])
+@pytest.mark.parametrize("rule", ["uniform", "adaptive", "global", "blocks"])
+def test_engines_with_one_head_count_get_attention_whole_or_gone(rule, engine):
+    p = problem(Budget(sparsity=0.3, target_engine=engine, ffn_multiple=8))
+    choices = ALLOCATIONS[rule].solve(p)
+    groups = [len(c.attention[x.attention].kv_groups) for c, x in zip(p.curves, choices, strict=True)]
+    assert set(groups) <= {0, GROUPS} and groups[0] == GROUPS
+    assert all((FFN - c.removed) % 8 == 0 for c in choices)
+    if rule == "global":
+        assert 0 in groups  # here a whole attention part is cheaper than as many channels
+
+
+def test_gguf_may_thin_and_skip_attention_but_not_in_block_0():
+    p = problem(Budget(sparsity=0.3, target_engine="gguf", ffn_multiple=32))
+    assert not p.attention_legal[0][GROUPS] and all(legal[GROUPS] for legal in p.attention_legal[1:])
+    assert all(legal[1] for legal in p.attention_legal)
+    assert [FFN - k for k in np.flatnonzero(p.ffn_legal[2])] == [64, 32, 0]
+
+
+def test_norms_on_q_and_k_are_refused_before_any_work_where_the_format_has_none():
+    qwen3 = SHAPE.model_copy(update={"qk_norm": True})
+    p = problem(Budget(sparsity=0.3))
+    assert Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="gguf"), False)
+    with pytest.raises(InputError, match="no norms on q and k; use --target-engine"):
+        Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="mlx"), False)
 
 
 def test_an_impossible_budget_says_what_is_reachable():

@@ -137,7 +137,8 @@ def test_the_fit_is_least_squares():
         fit = Fit(COMPENSATIONS[name], weight)
         for rows in range(0, 2000, 100):
             fit.add(x[rows : rows + 100], target[rows : rows + 100])
-        found, bias, ridge = fit.solve()
+        solved = fit.solve()
+        found, bias, ridge = solved.weight, solved.bias, solved.ridge
         assert ridge <= RIDGES[1]  # plenty of data, little noise
         inputs = torch.cat([x, torch.ones(2000, 1)], 1) if bias is not None else x
         wanted = torch.linalg.lstsq(inputs.double(), target.double()).solution
@@ -152,7 +153,7 @@ def test_the_ridge_grows_where_data_are_few_and_noisy():
     fit = Fit(COMPENSATIONS["least-squares"], weight)
     for rows in range(0, 64, 4):
         fit.add(x[rows : rows + 4], torch.randn(4, 3, generator=g))  # nothing to learn
-    assert fit.solve()[2] == RIDGES[-1]
+    assert fit.solve().ridge == RIDGES[-1]
 
 
 def test_plans_survive_the_disk_and_say_what_is_wrong(tmp_path, ids):

@@ -2,29 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sentei.errors import InputError
 
+TOKENS_PER_BATCH = 4096  # keeps the widest activation of a batch in the tens of megabytes
+Where = tuple[slice, slice]
 
-def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Tensor:
-    """Token windows `[windows, length]` from windows, from texts, or from a source that `read_texts` reads.
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows, and how much each token counts.
+
+    Attributes:
+        ids: `[windows, length]`, int64. Rows of a task are padded at the end and sorted by length.
+        weights: `[windows, length]`, fp32: how much each token counts in statistics and fits, 0 for padding; None: 1.
+        answers: `[windows, length]`, bool: the tokens whose loss the gradient pass follows; None: all.
+    """
+
+    ids: Tensor
+    weights: Tensor | None = None
+    answers: Tensor | None = None
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each window up to its last that counts."""
+        length = self.ids.shape[1]
+        if self.weights is None:
+            return [length] * len(self.ids)
+        places = torch.arange(1, length + 1)
+        return [int(n) for n in (places * (self.weights.cpu() > 0)).amax(1).clamp_min(2)]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(self.lengths)
+
+    def batches(self) -> Iterator[Where]:
+        """Indices of batches of about `TOKENS_PER_BATCH` tokens; eight or more where windows allow."""
+        count, start = len(self.ids), 0
+        while start < count:
+            rows = max(1, min(TOKENS_PER_BATCH // self.lengths[start], count // 8))
+            while rows > 1 and rows * max(self.lengths[start : start + rows]) > TOKENS_PER_BATCH:
+                rows -= 1
+            stop = min(start + rows, count)
+            yield slice(start, stop), slice(0, max(self.lengths[start:stop]))
+            start = stop
+
+    def weight(self, where: Where, device: Any = "cpu") -> Tensor | None:
+        """Weights of a batch, `[tokens]`; None where every token counts alike."""
+        return None if self.weights is None else self.weights[where].flatten().to(device)
+
+    def first(self, tokens: int) -> Windows:
+        """At most so many tokens, at least one window: the first windows, or every k-th where lengths differ."""
+        length = self.ids.shape[1]
+        if self.weights is None:
+            return Windows(self.ids[: max(1, tokens // length)])
+        return self.pick(spread(self, tokens)) if tokens < self.tokens else self
+
+    def pick(self, rows: Tensor) -> Windows:
+        """Some of the windows, by their indices."""
+        chosen = (None if value is None else value[rows] for value in (self.weights, self.answers))
+        return Windows(self.ids[rows], *chosen)
+
+
+def spread(windows: Windows, tokens: int) -> Tensor:
+    """Indices of windows, evenly spread, that hold about so many tokens; ascending."""
+    count = len(windows.ids)
+    share = min(1.0, tokens / max(windows.tokens, 1))
+    return torch.linspace(0, count - 1, max(1, round(count * share))).round().long().unique()
+
+
+def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Windows:
+    """Token windows from windows, from texts, or from a source that `read_texts` reads.
 
     Args:
-        data: an integer tensor is taken as it is (but for `tokens`); a list of strings or a source is tokenised.
-        tokenizer: of the model; not needed for a tensor.
+        data: `Windows` and integer tensors are taken as they are (but for `tokens`); a list of strings or a source is
+            tokenised.
+        tokenizer: of the model; not needed for windows.
         window: tokens per window.
         tokens: at most this many; at least one window.
 
     Raises:
         InputError: no tokenizer for texts, or unusable data.
     """
+    if isinstance(data, Windows):
+        return data.first(tokens)
     if isinstance(data, Tensor):
         if data.ndim != 2 or not data.numel():
             raise InputError(f"token windows must be a tensor [windows, length]; got shape {list(data.shape)}")
-        return data[: max(1, tokens // data.shape[1])]
+        return Windows(data).first(tokens)
     if data is None:
         raise InputError("calibration data are needed here; pass --data (text, JSONL, hf:dataset, or demo)")
     if tokenizer is None:
@@ -32,4 +105,4 @@ def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Tensor
     from sentei.data.text import read_texts, token_windows
 
     texts = data if isinstance(data, list) else read_texts(data)
-    return token_windows(texts, tokenizer, window=window, tokens=tokens)
+    return Windows(token_windows(texts, tokenizer, window=window, tokens=tokens))

@@ -64,6 +64,7 @@ class Family:
             qk_norm=self.qk_norm,
             o_bias=_fact(self.o_bias, first),
             mlp_bias=_fact(self.mlp_bias, first),
+            storage=getattr(first, "rank_storage", "factors"),
             blocks=tuple(self._block_shape(layer_config(config, i), i) for i in range(first.num_hidden_layers)),
         )
 
@@ -80,6 +81,7 @@ class Family:
             ffn=config.intermediate_size if ffn else 0,
             o_bias=attention and getattr(config, "o_proj_bias", False),
             down_bias=ffn and getattr(config, "down_proj_bias", False),
+            ranks=getattr(config, "ranks", None) or {},
         )
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:

@@ -1,8 +1,9 @@
 """Llama-like models whose blocks differ in size. Made by sentei, Apache-2.0. Needs torch and transformers >= 4.51.
 
 A block is transformers' own decoder layer, built from `config.per_layer_config[i]` (`num_attention_heads`,
-`num_key_value_heads`, `intermediate_size`, `skip`: ["attention", "mlp"], and ours: `o_proj_bias`, `down_proj_bias`).
-Everything else, `forward` included, is inherited, so that serving engines recognise it.
+`num_key_value_heads`, `intermediate_size`, `skip`: ["attention", "mlp"], and ours: `o_proj_bias`, `down_proj_bias`,
+`ranks`: {"q_proj": 64} for matrices that are stored as a product). Everything else, `forward` included, is inherited,
+so that serving engines recognise it.
 """
 
 import copy
@@ -56,6 +57,28 @@ class Removed(nn.Module):
         return (nothing, None) if self.pair else nothing
 
 
+class LowRankLinear(nn.Module):
+    """A linear map of rank R: `b(a(x))`, two plain linears, so that adapters and quantisers find them.
+
+    Pivoted: R of the outputs are `a(x)` itself and the others are mixed from them, which saves R² parameters; `order`
+    puts the outputs back into their places.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool, pivoted: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank, self.pivoted = in_features, out_features, rank, pivoted
+        self.a = nn.Linear(in_features, rank, bias=False)
+        self.b = nn.Linear(rank, out_features - rank if pivoted else out_features, bias=False)
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        if pivoted:
+            self.register_buffer("order", torch.arange(out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        y = torch.cat([y, self.b(y)], dim=-1)[..., self.order] if self.pivoted else self.b(y)
+        return y if self.bias is None else y + self.bias
+
+
 def _with_bias(linear: nn.Linear) -> nn.Linear:
     return nn.Linear(linear.in_features, linear.out_features, bias=True)
 
@@ -74,6 +97,12 @@ def build_block(layer_class: Any, config: Any, index: int) -> nn.Module:
         block.self_attn.o_proj = _with_bias(block.self_attn.o_proj)
     if own.down_proj_bias:
         block.mlp.down_proj = _with_bias(block.mlp.down_proj)
+    for name, rank in (getattr(own, "ranks", None) or {}).items():
+        part = block.self_attn if hasattr(block.self_attn, name) else block.mlp
+        full = getattr(part, name)
+        pivoted = getattr(own, "rank_storage", "factors") == "pivoted"
+        low = LowRankLinear(full.in_features, full.out_features, rank, full.bias is not None, pivoted)
+        setattr(part, name, low)
     if "attention" in skip:
         block.input_layernorm, block.self_attn = nn.Identity(), Removed(pair=True)
     if "mlp" in skip:
@@ -119,6 +148,8 @@ class SenteiLlamaConfig(LlamaConfig):
     model_type = "sentei_llama"
     o_proj_bias: bool = False
     down_proj_bias: bool = False
+    ranks: dict | None = None
+    rank_storage: str = "factors"
 
 
 class SenteiLlamaModel(_ModelMixin, LlamaModel):
@@ -135,6 +166,8 @@ class SenteiMistralConfig(MistralConfig):
     model_type = "sentei_mistral"
     o_proj_bias: bool = False
     down_proj_bias: bool = False
+    ranks: dict | None = None
+    rank_storage: str = "factors"
 
 
 class SenteiMistralModel(_ModelMixin, MistralModel):
@@ -151,6 +184,8 @@ class SenteiQwen2Config(Qwen2Config):
     model_type = "sentei_qwen2"
     o_proj_bias: bool = False
     down_proj_bias: bool = False
+    ranks: dict | None = None
+    rank_storage: str = "factors"
 
 
 class SenteiQwen2Model(_ModelMixin, Qwen2Model):
@@ -167,6 +202,8 @@ class SenteiQwen3Config(Qwen3Config):
     model_type = "sentei_qwen3"
     o_proj_bias: bool = False
     down_proj_bias: bool = False
+    ranks: dict | None = None
+    rank_storage: str = "factors"
 
 
 class SenteiQwen3Model(_ModelMixin, Qwen3Model):

@@ -22,13 +22,15 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     """The same function as a stock class, sharing its weights; None where no stock class can hold it.
 
     Blocks that lost both parts are left out and the rest renumbered; all others must have the same sizes, both parts,
-    and no bias that a compensation added.
+    no low-rank matrix, and no bias that a compensation added.
     """
     family = family_of(model.config)
     if model.config.model_type == family.name:
         return model
     shape = family.shape(model.config)
     kept = [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
+    if any(block.ranks for block in shape.blocks):
+        return None
     sizes = {(b.kv_groups, b.heads_per_group, b.ffn, _adds_bias(b, shape)) for b in (shape.blocks[i] for i in kept)}
     if len(sizes) != 1:
         return None

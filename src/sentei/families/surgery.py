@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sentei.families import family_of, modeling_sentei
 from sentei.families.base import Family
-from sentei.plan import BlockPlan, BlockShape, ModelShape, Plan
+from sentei.plan import ATTENTION_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,6 +19,8 @@ OURS = (
     "per_layer_config",
     "o_proj_bias",
     "down_proj_bias",
+    "ranks",
+    "rank_storage",
     "model_type",
     "architectures",
     "auto_map",
@@ -38,6 +40,7 @@ def pruned_config(config: Any, shape: ModelShape) -> Any:
         values["layer_types"] = [kinds[0] if not b.kv_groups else k for b, k in zip(shape.blocks, kinds, strict=True)]
     new = getattr(modeling_sentei, f"Sentei{family.prefix}Config")(**values)
     new.per_layer_config = {i: _overrides(block) for i, block in enumerate(shape.blocks)}
+    new.rank_storage = shape.storage
     new.allow_global_per_layer_attribute_access = True  # peft and others read the global values
     new._attn_implementation = config._attn_implementation
     new._name_or_path = config._name_or_path
@@ -45,7 +48,7 @@ def pruned_config(config: Any, shape: ModelShape) -> Any:
 
 
 def _overrides(block: BlockShape) -> dict[str, Any]:
-    values: dict[str, Any] = {"o_proj_bias": block.o_bias, "down_proj_bias": block.down_bias}
+    values: dict[str, Any] = {"o_proj_bias": block.o_bias, "down_proj_bias": block.down_bias, "ranks": block.ranks}
     if block.kv_groups:
         heads = block.kv_groups * block.heads_per_group
         values |= {"num_attention_heads": heads, "num_key_value_heads": block.kv_groups}
@@ -81,6 +84,9 @@ def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
     config = pruned_config(model.config, shape)
     model_class = getattr(modeling_sentei, f"Sentei{family.prefix}ForCausalLM")
     new = ready(on_meta(model_class, config, model.dtype).to_empty(device=model.device), model.device)
+    for module in new.modules():
+        if isinstance(module, modeling_sentei.LowRankLinear) and module.pivoted:
+            torch.arange(module.out_features, out=module.order)  # a valid order until the factors are known
     new.generation_config = copy.deepcopy(model.generation_config)
     old_body, new_body = cast(Any, model).model, cast(Any, new).model
     new_body.embed_tokens.weight.copy_(old_body.embed_tokens.weight)
@@ -92,7 +98,10 @@ def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
 
 @torch.no_grad()
 def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: BlockPlan, dense: ModelShape) -> None:
-    """Copies the kept rows and columns of `dense_block` into `pruned_block`; biases that are new there become zero."""
+    """Copies the kept rows and columns of `dense_block` into `pruned_block`; biases that are new there become zero.
+
+    Low-rank matrices get their bias only: their factors come from a fit (`sentei.prune.cut`).
+    """
     new: Any = family.attention(pruned_block)
     old: Any = family.attention(dense_block)
     if plan.kv_groups and new is not None and old is not None:
@@ -120,12 +129,29 @@ def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     Args:
         model: the model that the plan was made for; it stays as it is.
         plan: what to keep.
+
+    Raises:
+        ValueError: the plan has low-rank matrices, whose factors only `sentei.prune.cut` finds.
     """
+    if any(block.ranks for block in plan.blocks):
+        raise ValueError("the plan has low-rank matrices; use sentei.cut")
     family = family_of(model.config)
     new = skeleton(model, plan.shape())
     for pruned_block, dense_block, block in zip(family.blocks(new), family.blocks(model), plan.blocks, strict=True):
         fill(family, pruned_block, dense_block, block, plan.dense)
     return new
+
+
+def kept_weight(name: str, dense_block: Any, family: Family, plan: BlockPlan, head_dim: int) -> Tensor:
+    """The rows and columns that a plan keeps of one matrix of a dense block: `[out, in]`."""
+    part = family.attention(dense_block) if name in ATTENTION_MATRICES else family.ffn(dense_block)
+    weight = cast(Any, getattr(cast(Any, part), name)).weight.detach()
+    if name in ATTENTION_MATRICES:
+        query, key = head_rows(plan, cast(Any, part).num_key_value_groups, head_dim, weight.device)
+        if name == "o_proj":
+            return weight.index_select(1, query)
+        return weight.index_select(0, query if name == "q_proj" else key)
+    return weight.index_select(int(name == "down_proj"), torch.tensor(plan.ffn, device=weight.device))
 
 
 def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:
@@ -145,8 +171,9 @@ def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any 
 
 
 def _copy_linear(new: Any, old: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    weight = old.weight if rows is None else old.weight.index_select(0, rows)
-    new.weight.copy_(weight if columns is None else weight.index_select(1, columns))
+    if not isinstance(new, modeling_sentei.LowRankLinear):
+        weight = old.weight if rows is None else old.weight.index_select(0, rows)
+        new.weight.copy_(weight if columns is None else weight.index_select(1, columns))
     if new.bias is None:
         return
     if old.bias is None:

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sentei.data.windows import as_windows
+from sentei.data.windows import Windows, as_windows, spread
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.measure.profile import BlockStats, PartStats, Profile
-from sentei.measure.stream import PARTS, batches, column_sum, embed, gram, part_linears, run_block, tap
+from sentei.measure.stream import PARTS, column_sum, embed, gram, part_linears, run_block, tap
 from sentei.models.load import as_loaded
 from sentei.plan import BlockShape, ModelShape
 from sentei.progress import Progress
@@ -41,7 +41,8 @@ def measure(
 
     Args:
         model: a `Loaded` model or an in-memory causal LM of a known family. It is not changed.
-        data: token windows `[windows, length]`, texts, or a source that `sentei.data` reads.
+        data: token windows, texts, or a source that `sentei.data` reads. `Windows` may weigh tokens and say which
+            are answers: the gradients are then those of the loss on answers.
         tokens: at most this many calibration tokens are read.
         window: tokens per window.
         gradient_tokens: how many of them the gradient pass reads, rounded up to a window; 0 leaves it out, and with it
@@ -55,35 +56,56 @@ def measure(
     loaded = as_loaded(model, tokenizer)
     net, family = loaded.model, family_of(loaded.model.config)
     windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
-    graded = min(len(windows), -(-gradient_tokens // windows.shape[1]))
+    picked = _graded(windows, gradient_tokens)
+    graded = windows.pick(picked)
     shape = family.shape(net.config)
+    if any(block.ranks for block in shape.blocks):
+        raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
     progress = progress or Progress()
-    needed = _memory_needed(shape, windows.numel(), graded * windows.shape[1], net.dtype.itemsize)
-    progress.say(f"  measure: {windows.numel():,} tokens, {needed / 1e9:.1f} GB of memory beside the model")
-    with progress.stage("measure", total=len(shape.blocks) * (2 if graded else 1), unit="blocks") as bar:
+    needed = _memory_needed(shape, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize)
+    progress.say(f"  measure: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the model")
+    with progress.stage("measure", total=len(shape.blocks) * (2 if len(picked) else 1), unit="blocks") as bar:
         hidden = embed(family, net, windows)
         blocks: list[BlockStats] = []
         entered: list[Tensor] = []  # what enters each block, of the windows that the gradient pass reads
         for index in range(len(shape.blocks)):
-            entered.append(hidden[:graded].clone())
-            stats = _block_stats(family, net, hidden, shape, index)
+            entered.append(hidden[picked].clone())
+            stats = _block_stats(family, net, hidden, windows, shape, index)
             blocks.append(stats)
             bar.advance()
-        if graded:
-            grad = _loss_gradient(family, net, hidden[:graded], windows[:graded])
+        if len(picked):
+            grad = _loss_gradient(family, net, hidden[picked], graded)
             for index in reversed(range(len(blocks))):
-                grad = _block_gradients(family, net, index, entered.pop(), grad, shape, blocks[index])
+                grad = _block_gradients(family, net, index, entered.pop(), graded, grad, shape, blocks[index])
                 bar.advance()
     return Profile(
         shape=shape,
         model_digest=loaded.digest,
-        data_digest=hashlib.sha256(windows.cpu().numpy().tobytes()).hexdigest(),
-        tokens=windows.numel(),
-        window=windows.shape[1],
-        gradient_tokens=graded * windows.shape[1],
+        data_digest=_data_digest(windows),
+        tokens=windows.tokens,
+        window=windows.ids.shape[1],
+        gradient_tokens=graded.tokens if len(picked) else 0,
         blocks=blocks,
         info={"model": loaded.name, "data": data if isinstance(data, str) else "in memory", "dtype": str(net.dtype)},
     )
+
+
+def _graded(windows: Windows, tokens: int) -> Tensor:
+    """Indices of the windows that the gradient pass reads: the first ones, or every k-th where lengths differ."""
+    if not tokens:
+        return torch.arange(0)
+    if windows.weights is None:
+        return torch.arange(min(len(windows.ids), -(-tokens // windows.ids.shape[1])))
+    return spread(windows, tokens)
+
+
+def _data_digest(windows: Windows) -> str:
+    """Identifies the calibration tokens and what each counts."""
+    total = hashlib.sha256(windows.ids.cpu().numpy().tobytes())
+    for value in (windows.weights, windows.answers):
+        if value is not None:
+            total.update(value.cpu().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _memory_needed(shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int) -> int:
@@ -97,7 +119,9 @@ def _memory_needed(shape: ModelShape, tokens: int, gradient_tokens: int, itemsiz
 
 
 @torch.no_grad()
-def _block_stats(family: Family, model: nn.Module, hidden: Tensor, shape: ModelShape, index: int) -> BlockStats:
+def _block_stats(
+    family: Family, model: nn.Module, hidden: Tensor, windows: Windows, shape: ModelShape, index: int
+) -> BlockStats:
     """Runs one block over all windows, in place in `hidden`, and returns its statistics."""
     block = family.blocks(model)[index]
     parts_linears = {part: part_linears(family, block, part) for part in PARTS}
@@ -106,21 +130,22 @@ def _block_stats(family: Family, model: nn.Module, hidden: Tensor, shape: ModelS
         if linears:
             watched |= {f"{part}_in": next(iter(linears.values())), part: list(linears.values())[-1]}
     sums: dict[str, Tensor] = {}
-    count = hidden.shape[0] * hidden.shape[1]
+    count = windows.ids.numel() if windows.weights is None else windows.weights.sum().item()
     angle = torch.zeros((), dtype=torch.float64)
     energy = {"attention": 0.0, "ffn": 0.0}
-    for where in batches(*hidden.shape[:2]):
-        before = hidden[where]
+    for where in windows.batches():
+        before, weight = hidden[where], windows.weight(where, hidden.device)
         with tap(**watched) as seen:
             after = run_block(family, model, index, before)
         for name, x in seen.items():
-            sums[f"{name}.gram"] = sums.get(f"{name}.gram", 0) + gram(x)
-            sums[f"{name}.mean"] = sums.get(f"{name}.mean", 0) + column_sum(x)
-        a, b = before.float(), after.float()
+            sums[f"{name}.gram"] = sums.get(f"{name}.gram", 0) + gram(x, weight)
+            sums[f"{name}.mean"] = sums.get(f"{name}.mean", 0) + column_sum(x, weight)
+        a, b = before.flatten(0, 1).float(), after.flatten(0, 1).float()
         squares = (a * a).sum(-1), (b * b).sum(-1)
-        angle += ((a * b).sum(-1) / (squares[0] * squares[1]).sqrt().clamp_min(1e-20)).sum().double().cpu()
-        energy["attention"] += squares[0].sum().item()
-        energy["ffn"] += squares[1].sum().item()
+        cosine = (a * b).sum(-1) / (squares[0] * squares[1]).sqrt().clamp_min(1e-20)
+        angle += _total(cosine, weight).double().cpu()
+        energy["attention"] += _total(squares[0], weight).item()
+        energy["ffn"] += _total(squares[1], weight).item()
         hidden[where] = after
     if not all(torch.isfinite(value).all() for value in sums.values()):
         raise InputError(
@@ -141,6 +166,10 @@ def _block_stats(family: Family, model: nn.Module, hidden: Tensor, shape: ModelS
     return BlockStats(angle=(angle / count).item(), **parts)
 
 
+def _total(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values.sum() if weight is None else values @ weight
+
+
 def _per_input(part: str, sizes: BlockShape, values: dict[str, Tensor]) -> Tensor:
     """Sums entry-wise values of a part's matrices per input of its row-pruned matrix: `[n]`.
 
@@ -155,13 +184,19 @@ def _per_input(part: str, sizes: BlockShape, values: dict[str, Tensor]) -> Tenso
     return values["q_proj"].sum(1) + values["o_proj"].sum(0) + shared
 
 
-def _loss_gradient(family: Family, model: nn.Module, hidden: Tensor, windows: Tensor) -> Tensor:
+def _loss_gradient(family: Family, model: nn.Module, hidden: Tensor, windows: Windows) -> Tensor:
     """Gradient of each token's loss (nats, next token) at the last block's output: `[windows, length, hidden]`.
 
-    Logits are made for a few rows at a time, so the vocabulary's width never meets the whole batch.
+    Where there are answers, only the positions that predict them have one. Logits are made for a few rows at a time, so
+    the vocabulary's width never meets the whole batch.
     """
-    rows = hidden[:, :-1].flatten(0, 1)
-    labels = windows[:, 1:].flatten().to(rows.device)
+    full = torch.zeros_like(hidden)
+    if windows.answers is None:
+        wanted = torch.ones(hidden.shape[0], hidden.shape[1] - 1, dtype=torch.bool, device=hidden.device)
+    else:
+        wanted = windows.answers[:, 1:].to(hidden.device)
+    rows = hidden[:, :-1][wanted]
+    labels = windows.ids[:, 1:].to(hidden.device)[wanted]
     grads = []
     with torch.enable_grad():
         for x, y in zip(rows.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True):
@@ -169,33 +204,39 @@ def _loss_gradient(family: Family, model: nn.Module, hidden: Tensor, windows: Te
             logits = family.head(model)(family.final_norm(model)(x)).float()
             (grad,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
             grads.append(grad)
-    full = torch.zeros_like(hidden)
-    full[:, :-1] = torch.cat(grads).view(hidden.shape[0], -1, hidden.shape[2])
+    full[:, :-1][wanted] = torch.cat(grads)
     return full
 
 
 def _block_gradients(
-    family: Family, model: nn.Module, index: int, entered: Tensor, grad: Tensor, shape: ModelShape, stats: BlockStats
+    family: Family,
+    model: nn.Module,
+    index: int,
+    entered: Tensor,
+    windows: Windows,
+    grad: Tensor,
+    shape: ModelShape,
+    stats: BlockStats,
 ) -> Tensor:
-    """Backward through one block, recomputed: adds `output_grad` and `taylor`, returns the gradient at its input."""
+    """Backward through one block, recomputed: fills `output_grad`, `taylor`, `ranks`; returns the input's gradient."""
     block = family.blocks(model)[index]
     linears = {part: found for part in PARTS if (found := part_linears(family, block, part))}
-    outputs = {part: list(found.values())[-1] for part, found in linears.items()}
-    flat = [linear.weight for found in linears.values() for linear in found.values()]
+    named = {name: linear for found in linears.values() for name, linear in found.items()}
+    flat = [linear.weight for linear in named.values()]
     frozen = [(p, p.requires_grad) for p in block.parameters()]
-    taylor: dict[int, Tensor] = {}
-    squares = {name: torch.zeros(shape.hidden, shape.hidden, device=grad.device) for name in outputs}
-    count = entered.shape[0] * entered.shape[1]
-    back = torch.empty_like(grad)
+    taylor: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}  # of the output gradients: [out, out] of o and down, [out] of the others
+    count = windows.tokens if windows.answers is None else int(windows.answers.sum())
+    back = torch.zeros_like(grad)
     for p, _ in frozen:
         p.requires_grad_(False)
     for w in flat:
         w.requires_grad_(True)
     try:
-        for where in batches(*entered.shape[:2]):
+        for where in windows.batches():
             x = entered[where].detach().requires_grad_()
             tapped: dict[str, Tensor] = {}
-            handles = [linear.register_forward_hook(_keep_output(tapped, name)) for name, linear in outputs.items()]
+            handles = [linear.register_forward_hook(_keep_output(tapped, name)) for name, linear in named.items()]
             try:
                 with torch.enable_grad():
                     y = run_block(family, model, index, x)
@@ -205,20 +246,36 @@ def _block_gradients(
                     handle.remove()
             back[where] = grads[0]
             for name, g in zip(tapped, grads[1:], strict=False):
-                squares[name] += gram(g.flatten(0, -2))
-            for w, g in zip(flat, grads[1 + len(tapped) :], strict=True):
-                taylor[id(w)] = taylor.get(id(w), 0) + g.float()
+                g = g.flatten(0, -2)
+                outer = gram(g) if name in ("o_proj", "down_proj") else column_sum(g.float().square())
+                squares[name] = squares.get(name, 0) + outer
+            for name, g in zip(named, grads[1 + len(tapped) :], strict=True):
+                taylor[name] = taylor.get(name, 0) + g.float()
     finally:
         for p, required in frozen:
             p.requires_grad_(required)
-    for name, found_linears in linears.items():
-        weights = {key: linear.weight for key, linear in found_linears.items()}
-        values = {key: (w.detach().float() * taylor[id(w)] / count).abs() for key, w in weights.items()}
-        part_stats = stats.attention if name == "attention" else stats.ffn
+    for part, found in linears.items():
+        values = {name: (x.weight.detach().float() * taylor[name] / count).abs() for name, x in found.items()}
+        part_stats = stats.attention if part == "attention" else stats.ffn
         assert part_stats is not None  # a part with linears was measured
-        part_stats.taylor = _per_input(name, shape.blocks[index], values)
-        part_stats.output_grad = squares[name] / count
+        part_stats.taylor = _per_input(part, shape.blocks[index], values)
+        part_stats.output_grad = squares[list(found)[-1]] / count
+        part_stats.ranks = rank_losses(part_stats, found, {name: squares[name] / count for name in found})
     return back
+
+
+def rank_losses(part: PartStats, linears: dict[str, nn.Linear], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Growth of the loss (nats) when a matrix keeps rank R, for R = 0 … min(out, in), by matrix.
+
+    The projection is the output-aligned one (`sentei.prune.lowrank`); its error is judged by the output gradients.
+    """
+    from sentei.prune.lowrank import expected_loss, factors
+
+    losses = {}
+    for name, linear in linears.items():
+        inputs = part.gram if name in ("o_proj", "down_proj") else part.input_gram
+        losses[name] = expected_loss(factors(linear.weight.detach(), inputs), gradients[name]).float()
+    return losses
 
 
 def _keep_output(into: dict[str, Tensor], name: str) -> Any:

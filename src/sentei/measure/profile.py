@@ -18,7 +18,7 @@ from sentei.errors import InputError
 from sentei.files import atomic_dir, hash_json, read_json, write_json
 from sentei.plan import ModelShape, parse
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 
 
 @dataclass
@@ -34,6 +34,8 @@ class PartStats:
         input_gram: `[hidden, hidden]` mean of `x xᵀ` of the part's first linears (q, k, v; gate, up).
         output_grad: `[hidden, hidden]` mean of `g gᵀ`, g the gradient of a token's loss at the part's output; or None.
         taylor: `[n]` sum of `|weight · gradient|` over each input's group (nats per token); or None.
+        ranks: by matrix, `[K + 1]` growth of the loss (nats per token) when it keeps rank 0 … K; empty without
+            gradients.
     """
 
     weight: Tensor
@@ -44,6 +46,7 @@ class PartStats:
     input_gram: Tensor
     output_grad: Tensor | None = None
     taylor: Tensor | None = None
+    ranks: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -161,7 +164,7 @@ def _pack(part: PartStats) -> dict[str, Tensor]:
         if (matrix := getattr(part, key)) is not None:
             rows, columns = torch.tril_indices(*matrix.shape)
             packed[key] = matrix.float().cpu()[rows, columns].contiguous()
-    return packed
+    return packed | {f"rank.{name}": losses.float().cpu().contiguous() for name, losses in part.ranks.items()}
 
 
 def _unpack(stored: dict[str, Tensor], energy: float) -> PartStats:
@@ -174,4 +177,5 @@ def _unpack(stored: dict[str, Tensor], energy: float) -> PartStats:
             matrix[rows, columns] = packed
             stored[key] = matrix + matrix.tril(-1).T
     stored["weight"] = stored["weight"].float()
-    return PartStats(energy=energy, **stored)
+    ranks = {key.removeprefix("rank."): stored.pop(key) for key in list(stored) if key.startswith("rank.")}
+    return PartStats(energy=energy, ranks=ranks, **stored)

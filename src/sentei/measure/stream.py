@@ -13,36 +13,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sentei.data.windows import Windows
 from sentei.families.base import Family
-
-TOKENS_PER_BATCH = 4096  # keeps the widest activation of a batch in the tens of megabytes
-
-
-def batches(windows: int, length: int) -> Iterator[slice]:
-    """Slices over the windows, about `TOKENS_PER_BATCH` tokens each; eight or more where windows allow."""
-    step = max(1, min(TOKENS_PER_BATCH // length, windows // 8))
-    for start in range(0, windows, step):
-        yield slice(start, min(start + step, windows))
+from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES
 
 
 @torch.no_grad()
-def embed(family: Family, model: nn.Module, windows: Tensor) -> Tensor:
+def embed(family: Family, model: nn.Module, windows: Windows) -> Tensor:
     """Hidden states that enter block 0: `[windows, length, hidden]`."""
     device = next(model.parameters()).device
-    return torch.cat([family.embed(model, windows[part].to(device)) for part in batches(*windows.shape)])
+    return torch.cat([family.embed(model, windows.ids[rows].to(device)) for rows, _ in windows.batches()])
 
 
 PARTS = ("attention", "ffn")
-_LINEARS = {
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "ffn": ("gate_proj", "up_proj", "down_proj"),
-}
+MATRICES_OF = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
 
 
 def part_linears(family: Family, block: nn.Module, part: str) -> dict[str, nn.Linear]:
     """The linears of a block's part by name, the row-pruned one (o_proj, down_proj) last; empty without the part."""
     module = family.attention(block) if part == "attention" else family.ffn(block)
-    return {} if module is None else {name: cast(nn.Linear, getattr(module, name)) for name in _LINEARS[part]}
+    return {} if module is None else {name: cast(nn.Linear, getattr(module, name)) for name in MATRICES_OF[part]}
 
 
 def run_block(family: Family, model: nn.Module, index: int, hidden: Tensor) -> Tensor:
@@ -85,19 +75,26 @@ def exact_products() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-def column_sum(x: Tensor) -> Tensor:
-    """Sum over the rows in fp32: a product with ones, far faster on CPUs than a widening reduction."""
-    return torch.ones(len(x)) @ x.float() if x.is_cpu else x.sum(0, dtype=torch.float32)
+def column_sum(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Weighted sum over the rows in fp32: a product, far faster on CPUs than a widening reduction."""
+    return (torch.ones(len(x), device=x.device) if weight is None else weight) @ x.float()
 
 
-def gram(x: Tensor) -> Tensor:
-    """`xᵀ x` in fp32; rows are tokens. bf16 inputs give exact products."""
+def scaled(x: Tensor, weight: Tensor | None) -> Tensor:
+    """Rows times the square root of their weights, in `x`'s dtype, so that Gram matrices become weighted ones."""
+    return x if weight is None else x * weight.sqrt().to(x.dtype)[:, None]
+
+
+def gram(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`xᵀ diag(weight) x` in fp32; rows are tokens. bf16 inputs give exact products where no row is weighted."""
+    x = scaled(x, weight)
     a = x.float()
     with exact_products() if x.dtype == torch.bfloat16 else contextlib.nullcontext():
         return a.T @ a
 
 
-def cross(x: Tensor, target: Tensor) -> Tensor:
-    """`xᵀ target` in fp32; rows are tokens. With bf16 `x` the target is rounded to bf16: unbiased noise."""
+def cross(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """`xᵀ diag(weight) target` in fp32; rows are tokens. With bf16 `x` the target is rounded: unbiased noise."""
+    x, target = scaled(x, weight), scaled(target, weight)
     with exact_products() if x.dtype == torch.bfloat16 else contextlib.nullcontext():
         return x.float().T @ target.float()

@@ -57,7 +57,7 @@ def read_weights(
         InputError: a file is truncated or corrupt; a tensor is missing, unexpected, of the wrong shape, not floating
             point, or has NaN or Inf; a head that should be tied differs from the embedding.
     """
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    expected = model.state_dict()
     found: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -67,7 +67,8 @@ def read_weights(
                     if not stored.endswith("rotary_emb.inv_freq"):  # old checkpoints hold this buffer; it is computed
                         tensor = handle.get_tensor(stored)
                         _check(tensor, expected.get(name), f"{file}: tensor {stored}")
-                        found[name] = tensor.to(device=device, dtype=dtype)
+                        kind = dtype if tensor.is_floating_point() else tensor.dtype
+                        found[name] = tensor.to(device=device, dtype=kind)
                         _check_finite(found[name], f"{file}: tensor {stored}")
         except SafetensorError as error:
             raise InputError(f"{file} is truncated or corrupt ({error}); fetch or write it again") from error
@@ -89,12 +90,12 @@ def read_weights(
     return found
 
 
-def _check(tensor: Tensor, expected: tuple[int, ...] | None, where: str) -> None:
+def _check(tensor: Tensor, expected: Tensor | None, where: str) -> None:
     if expected is None:
         raise InputError(f"{where} is not part of this architecture; config.json and weights do not belong together")
-    if tuple(tensor.shape) != expected:
-        raise InputError(f"{where} has shape {list(tensor.shape)}, expected {list(expected)} from config.json")
-    if not tensor.is_floating_point():
+    if tensor.shape != expected.shape:
+        raise InputError(f"{where} has shape {list(tensor.shape)}, expected {list(expected.shape)} from config.json")
+    if tensor.is_floating_point() != expected.is_floating_point():
         raise InputError(f"{where} is {tensor.dtype}: quantised weights cannot be pruned; use the unquantised model")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sentei.errors import SenteiError
 from sentei.measure.stream import column_sum, cross, gram
+from sentei.prune.lowrank import factors
 from sentei.registry import Registry
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -70,18 +71,18 @@ COMPENSATIONS: Registry[Compensation] = Registry(
 class _Sums:
     """Sufficient statistics of one share of the data, in fp32: no row is kept."""
 
-    count: int = 0
+    count: float = 0.0
     gram: Tensor | float = 0.0  # Σ x xᵀ: [n, n]
     cross: Tensor | float = 0.0  # Σ x tᵀ: [n, out]
     inputs: Tensor | float = 0.0
     targets: Tensor | float = 0.0
 
-    def add(self, x: Tensor, target: Tensor) -> None:
-        self.count += len(x)
-        self.gram = self.gram + gram(x)
-        self.cross = self.cross + cross(x, target)
-        self.inputs = self.inputs + column_sum(x)
-        self.targets = self.targets + column_sum(target)
+    def add(self, x: Tensor, target: Tensor, weight: Tensor | None) -> None:
+        self.count += len(x) if weight is None else weight.sum().item()
+        self.gram = self.gram + gram(x, weight)
+        self.cross = self.cross + cross(x, target, weight)
+        self.inputs = self.inputs + column_sum(x, weight)
+        self.targets = self.targets + column_sum(target, weight)
 
     def plus(self, other: _Sums) -> _Sums:
         return _Sums(*(getattr(self, f) + getattr(other, f) for f in ("count", "gram", "cross", "inputs", "targets")))
@@ -100,6 +101,16 @@ class _Sums:
         return g, c - g @ weight.T, energy
 
 
+@dataclass(frozen=True)
+class Solution:
+    """A refitted matrix `[out, n]`, its factors where it has a rank, a bias `[out]` where one is fitted, the ridge."""
+
+    weight: Tensor
+    product: tuple[Tensor, Tensor] | None
+    bias: Tensor | None
+    ridge: float
+
+
 @dataclass
 class Fit:
     """Accumulates one part's least squares over batches, then solves.
@@ -112,13 +123,13 @@ class Fit:
     sums: tuple[_Sums, _Sums] = field(default_factory=lambda: (_Sums(), _Sums()))  # fitted, held out
     seen: int = 0
 
-    def add(self, x: Tensor, target: Tensor) -> None:
-        """`x`: `[tokens, n]` inputs of the kept columns, `target`: `[tokens, out]`."""
-        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, target)
+    def add(self, x: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+        """`x`: `[tokens, n]` inputs of the kept columns, `target`: `[tokens, out]`, `weight`: `[tokens]` or None."""
+        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, target, weight)
         self.seen += 1
 
-    def solve(self) -> tuple[Tensor, Tensor | None, float]:
-        """New weight `[out, n]`, bias `[out]` or None, and the ridge that the held-out windows chose."""
+    def solve(self, rank: int | None = None) -> Solution:
+        """The refit; with a rank, the best product of that rank: the refit projected on its main outputs."""
         fitted, held = self.sums
         whole = fitted.plus(held) if held.count else fitted
         weight = self.weight.double()
@@ -129,11 +140,16 @@ class Fit:
             if delta is None:
                 raise SenteiError("the refit's Gram matrix is not positive definite; use more calibration data")
             weight = weight + delta.T
+        product = None
+        if rank is not None:
+            found = factors(weight, torch.as_tensor(whole.gram).double())
+            product = found.u[:, :rank], found.v[:rank]
+            weight = product[0].double() @ product[1].double()
         bias = None
         if self.compensation.bias:
             x, t = (torch.as_tensor(v).double() for v in (whole.inputs, whole.targets))
             bias = (t - weight @ x) / whole.count
-        return weight, bias, ridge
+        return Solution(weight, product, bias, ridge)
 
     def _choose_ridge(self) -> float:
         """The ridge with the smallest held-out error; the middle one where too few batches held any out."""

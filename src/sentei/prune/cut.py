@@ -2,7 +2,8 @@
 
 Two streams of hidden states run side by side: the dense model's and the cut model's. Each part is fitted for the inputs
 that the already cut parts before it now feed it, against what the dense part does on the dense inputs, so errors do not
-pile up. Cost: one dense pass, one pass of the cut model, and one Gram matrix per part.
+pile up. Cost: one dense pass, one pass of the cut model, and one Gram matrix per part; a part with low-rank matrices
+before its output matrix costs a second one.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sentei.data.windows import as_windows
+from sentei.data.windows import Windows, as_windows
 from sentei.errors import InputError, SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family
-from sentei.families.surgery import fill, skeleton
-from sentei.measure.stream import PARTS, batches, embed, part_linears, tap
+from sentei.families.modeling_sentei import LowRankLinear
+from sentei.families.surgery import fill, kept_weight, skeleton
+from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
 from sentei.models.load import as_loaded
-from sentei.plan import Plan
+from sentei.plan import BlockPlan, Plan
 from sentei.progress import Progress
 from sentei.prune.compensation import COMPENSATIONS, Compensation, Fit
+from sentei.prune.lowrank import factors, pivot
 
 
 def cut(
@@ -41,7 +44,8 @@ def cut(
     Args:
         model: a `Loaded` or in-memory model: the one that the plan was made for.
         plan: what to keep and how to compensate.
-        data: calibration data: token windows, texts, or a source. Not read where the plan compensates nothing.
+        data: calibration data: token windows (which may weigh tokens), texts, or a source. Not read where the plan
+            compensates nothing.
         tokens: at most this many calibration tokens are read.
         window: tokens per window.
         tokenizer: needed for texts where `model` carries none.
@@ -65,77 +69,142 @@ def cut(
     progress = progress or Progress()
     if windows is not None:
         widest = max(max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks)
-        needed = windows.numel() * (2 * plan.dense.hidden + widest) * dense.dtype.itemsize
-        progress.say(f"  cut: {windows.numel():,} tokens, {needed / 1e9:.1f} GB of memory beside the two models")
+        needed = windows.ids.numel() * (2 * plan.dense.hidden + widest) * dense.dtype.itemsize
+        progress.say(f"  cut: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the two models")
     with torch.no_grad(), progress.stage("cut", total=len(plan.blocks), unit="blocks") as bar:
         streams = None
         if windows is not None:
             entered = embed(family, dense, windows)
-            streams = _Streams(entered, entered.clone())
+            streams = _Streams(windows, entered, entered.clone())
         for index, block in enumerate(plan.blocks):
             new, old = family.blocks(pruned)[index], family.blocks(dense)[index]
             fill(family, new, old, block, plan.dense)
-            if streams is not None:
-                for part in PARTS:
-                    _run_part(family, dense, pruned, index, part, streams, compensation)
+            for part in PARTS:
+                if streams is None:
+                    _truncate(family, new, old, plan, index, part)
+                else:
+                    _Part(family, dense, pruned, plan, index, part).run(streams, compensation)
             bar.advance()
     _check_finite(pruned)
     return pruned
 
 
+def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:
+    """Low-rank matrices without data: the best product of the weights themselves."""
+    block = plan.blocks[index]
+    for name, linear in part_linears(family, new, part).items():
+        if name in block.ranks:
+            weight = kept_weight(name, old, family, block, plan.dense.head_dim)
+            found = factors(weight, torch.eye(weight.shape[1], device=weight.device))
+            set_product(linear, found.u[:, : block.ranks[name]], found.v[: block.ranks[name]])
+
+
+def set_product(linear: nn.Module, u: Tensor, v: Tensor) -> None:
+    """Puts `u` `[out, R]` times `v` `[R, in]` into a low-rank matrix, in the form that it stores."""
+    assert isinstance(linear, LowRankLinear)  # the skeleton made it so where the plan has a rank
+    if linear.pivoted:
+        order, rows, mix = pivot(u, v)
+        linear.order.copy_(order)
+        linear.a.weight.copy_(rows)
+        linear.b.weight.copy_(mix)
+    else:
+        linear.a.weight.copy_(v)
+        linear.b.weight.copy_(u)
+
+
 class _Streams:
     """Hidden states `[windows, length, hidden]` of the dense and of the cut model, and whether they differ yet."""
 
-    def __init__(self, dense: Tensor, cut: Tensor) -> None:
-        self.dense, self.cut, self.differ = dense, cut, False
+    def __init__(self, windows: Windows, dense: Tensor, cut: Tensor) -> None:
+        self.windows, self.dense, self.cut, self.differ = windows, dense, cut, False
 
 
-def _run_part(
-    family: Family,
-    dense: nn.Module,
-    pruned: nn.Module,
-    index: int,
-    part: str,
-    streams: _Streams,
-    compensation: Compensation,
-) -> None:
-    """Runs both models through one part, fits the cut one's output matrix, and moves both streams on."""
-    old = _runner(family, dense, index, part)
-    new = _runner(family, pruned, index, part)
-    old_linear, new_linear = _output_linear(family, dense, index, part), _output_linear(family, pruned, index, part)
-    is_cut = old_linear is not None and (new_linear is None or new_linear.in_features != old_linear.in_features)
-    if new is None or new_linear is None or not (is_cut or streams.differ):  # nothing to fit
-        for where in batches(*streams.dense.shape[:2]):
-            if old is not None:
-                streams.dense[where] += old(streams.dense[where])
-            if not (is_cut or streams.differ):
+class _Part:
+    """One attention or FFN part of both models."""
+
+    def __init__(self, family: Family, dense: nn.Module, pruned: nn.Module, plan: Plan, index: int, part: str) -> None:
+        self.family, self.part, self.head_dim = family, part, plan.dense.head_dim
+        self.block: BlockPlan = plan.blocks[index]
+        self.old_block, self.new_block = family.blocks(dense)[index], family.blocks(pruned)[index]
+        self.old, self.new = _runner(family, dense, index, part), _runner(family, pruned, index, part)
+        self.old_linears = part_linears(family, self.old_block, part)
+        self.new_linears = part_linears(family, self.new_block, part)
+        self.ranks = {name: rank for name, rank in self.block.ranks.items() if name in MATRICES_OF[part]}
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether anything of the part goes."""
+        if not self.old_linears:
+            return False
+        sizes = [list(linears.values())[-1].in_features for linears in (self.old_linears, self.new_linears) if linears]
+        return len(set(sizes)) != 1 or not self.new_linears or bool(self.ranks)
+
+    def run(self, streams: _Streams, compensation: Compensation) -> None:
+        """Runs both models through the part, fits the cut one's matrices, and moves both streams on."""
+        if self.new is None or not (self.is_cut or streams.differ):
+            self._pass_on(streams)
+            return
+        assert self.old is not None  # a part that stays was there
+        *inner, output = self.new_linears
+        if any(name in self.ranks for name in inner):
+            self._fit_inner([name for name in inner if name in self.ranks], streams)
+        linear = self.new_linears[output]
+        kept = Fit(compensation, kept_weight(output, self.old_block, self.family, self.block, self.head_dim).float())
+        inputs = torch.empty(
+            *streams.cut.shape[:2], linear.in_features, dtype=streams.cut.dtype, device=streams.cut.device
+        )
+        for where in streams.windows.batches():
+            before = streams.dense[where]
+            wanted = self.old(before)
+            with tap(output=linear) as seen:
+                self.new(streams.cut[where])
+            x = seen["output"]
+            inputs[where] = x.view(inputs[where].shape)
+            target = wanted.float() + compensation.residual * (before.float() - streams.cut[where].float())
+            if linear.bias is not None:
+                target = target - linear.bias.float()
+            kept.add(x, target.flatten(0, 1), streams.windows.weight(where, x.device))
+            streams.dense[where] = before + wanted
+        found = kept.solve(self.ranks.get(output))
+        if found.product is not None:
+            set_product(linear, *found.product)
+        else:
+            linear.weight.copy_(found.weight)
+        if found.bias is not None and linear.bias is not None:
+            linear.bias.add_(found.bias)
+        for where in streams.windows.batches():
+            streams.cut[where] += linear(inputs[where])
+        streams.differ = True
+
+    def _pass_on(self, streams: _Streams) -> None:
+        """Nothing to fit: the part is gone, or nothing before it was cut."""
+        for where in streams.windows.batches():
+            if self.old is not None:
+                streams.dense[where] += self.old(streams.dense[where])
+            if not (self.is_cut or streams.differ):
                 streams.cut[where] = streams.dense[where]
-        streams.differ = streams.differ or is_cut
-        return
-    assert old is not None  # a part that stays was there
-    kept = Fit(compensation, new_linear.weight.detach().float())
-    inputs = torch.empty(
-        *streams.cut.shape[:2], new_linear.in_features, dtype=streams.cut.dtype, device=streams.cut.device
-    )
-    for where in batches(*streams.dense.shape[:2]):
-        before = streams.dense[where]
-        wanted = old(before)
-        with tap(output=new_linear) as seen:
-            new(streams.cut[where])
-        x = seen["output"]
-        inputs[where] = x.view(inputs[where].shape)
-        target = wanted.float() + compensation.residual * (before.float() - streams.cut[where].float())
-        if new_linear.bias is not None:
-            target = target - new_linear.bias.float()
-        kept.add(x, target.flatten(0, 1))
-        streams.dense[where] = before + wanted
-    weight, bias, _ = kept.solve()
-    new_linear.weight.copy_(weight)
-    if bias is not None and new_linear.bias is not None:
-        new_linear.bias.add_(bias)
-    for where in batches(*streams.dense.shape[:2]):
-        streams.cut[where] += new_linear(inputs[where])
-    streams.differ = True
+        streams.differ = streams.differ or self.is_cut
+
+    def _fit_inner(self, names: list[str], streams: _Streams) -> None:
+        """Low-rank matrices before the output matrix: the dense matrix's outputs from the cut model's inputs."""
+        old_norm, new_norm = (
+            (self.family.attention_norm if self.part == "attention" else self.family.ffn_norm)(block)
+            for block in (self.old_block, self.new_block)
+        )
+        weights = {n: kept_weight(n, self.old_block, self.family, self.block, self.head_dim) for n in names}
+        grams: Tensor | float = 0.0
+        crosses: dict[str, Tensor] = {}
+        for where in streams.windows.batches():
+            x = new_norm(streams.cut[where]).flatten(0, 1)
+            weight = streams.windows.weight(where, x.device)
+            grams = grams + gram(x, weight)
+            if streams.differ:
+                dense_x = old_norm(streams.dense[where]).flatten(0, 1)
+                for name, matrix in weights.items():
+                    crosses[name] = crosses.get(name, 0) + cross(x, dense_x @ matrix.T, weight).T
+        for name, matrix in weights.items():
+            found = factors(matrix, torch.as_tensor(grams), target_cross=crosses.get(name))
+            set_product(self.new_linears[name], found.u[:, : self.ranks[name]], found.v[: self.ranks[name]])
 
 
 def _runner(family: Family, model: nn.Module, index: int, part: str) -> Callable[[Tensor], Tensor] | None:
@@ -148,12 +217,6 @@ def _runner(family: Family, model: nn.Module, index: int, part: str) -> Callable
     if attention is None:
         return None
     return lambda hidden: attention(hidden_states=norm(hidden), **family.block_inputs(model, hidden, index))[0]
-
-
-def _output_linear(family: Family, model: nn.Module, index: int, part: str) -> nn.Linear | None:
-    """The part's row-pruned matrix: o_proj or down_proj."""
-    linears = part_linears(family, family.blocks(model)[index], part)
-    return list(linears.values())[-1] if linears else None
 
 
 def _check_finite(model: nn.Module) -> None:

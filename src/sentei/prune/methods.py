@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from sentei.errors import unknown
 
+STRUCTURAL, LOW_RANK = "structural", "low-rank"  # kinds of removal: units go, or matrices become products
+
 
 @dataclass(frozen=True)
 class Method:
@@ -17,6 +19,7 @@ class Method:
     compensation: str
     line: str
     paper: str
+    kinds: tuple[str, ...] = (STRUCTURAL,)
 
 
 METHODS: dict[str, Method] = {
@@ -29,6 +32,33 @@ METHODS: dict[str, Method] = {
             "residual",
             "our default: the best combination of the benchmark, at every sparsity",
             "docs/benchmarks.md",
+        ),
+        Method(
+            "mixed",
+            "obs-fisher",
+            "global",
+            "residual",
+            "channels, heads and ranks in one knapsack over predicted nats",
+            "docs/low-rank.md",
+            (STRUCTURAL, LOW_RANK),
+        ),
+        Method(
+            "low-rank",
+            "obs-fisher",
+            "global",
+            "residual",
+            "ranks only: the least predicted nats for the budget",
+            "docs/low-rank.md",
+            (LOW_RANK,),
+        ),
+        Method(
+            "sieve",
+            "obs-fisher",
+            "uniform",
+            "least-squares",
+            "output-aligned projections, the same share of every matrix, in closed form",
+            "arXiv 2505.18350",
+            (LOW_RANK,),
         ),
         Method(
             "numerical",

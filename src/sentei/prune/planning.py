@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from sentei.errors import InfeasibleError
 from sentei.measure.profile import PartStats, Profile
-from sentei.plan import BlockPlan, Budget, Plan, planned_shape
+from sentei.plan import BlockPlan, Budget, Plan, Storage, planned_shape
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.compensation import COMPENSATIONS
+from sentei.prune.menu import Entry, Menus, uniform
+from sentei.prune.methods import LOW_RANK, Method
 from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
 from sentei.prune.scores import SCORES, Score
@@ -19,6 +24,7 @@ def plan(
     score: str | None = None,
     allocation: str | None = None,
     compensation: str | None = None,
+    storage: Storage = "factors",
     seed: int = 0,
 ) -> Plan:
     """Decides what each block keeps.
@@ -30,6 +36,7 @@ def plan(
         score: overrides the preset's.
         allocation: overrides the preset's.
         compensation: overrides the preset's.
+        storage: how low-rank matrices are stored: as two factors, or pivoted (smaller by R² each).
         seed: of the random score.
 
     Raises:
@@ -45,16 +52,88 @@ def plan(
         else [_whole(profile, i) for i in range(len(profile.blocks))]
     )
     problem = Problem(profile.shape, curves, [block.angle for block in profile.blocks], budget, fit.bias)
-    choices = rule.solve(problem)
-    blocks = [_block_plan(problem, i, choice, chosen.scale) for i, choice in enumerate(choices)]
-    small = planned_shape(profile.shape, blocks, bias=fit.bias)
+    loss = None
+    if LOW_RANK in base.kinds:
+        menus = Menus(problem, profile, base.kinds, storage)
+        entries = solve_menus(menus, base if allocation is None else replace(base, allocation=allocation))
+        loss = sum(entry.loss for entry in entries)
+        choices, ranks = menus.choices(entries)
+    else:
+        choices = rule.solve(problem)
+        ranks = [{} for _ in choices]
+        if chosen.scale == "nats" and rule.needs_score:
+            loss = problem.loss(choices)
+    return make_plan(
+        profile,
+        problem,
+        choices,
+        ranks,
+        method=method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)",
+        names=names,
+        storage=storage,
+        loss=loss,
+    )
+
+
+def solve_menus(menus: Menus, method: Method) -> list[Entry]:
+    """One entry per part for the budget of the menus' problem: evenly, or with the least predicted loss."""
+    from sentei.search.space import Gene, Space
+
+    problem = menus.problem
+    if method.allocation == "uniform":
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if menus.cost(uniform(menus, middle)) <= problem.target else (low, middle)
+        entries = uniform(menus, low)
+        if menus.cost(entries) > problem.target:
+            raise InfeasibleError(f"{problem.budget.describe()} leaves less than rank 1 of every matrix; ask for less")
+        return menus.fill(entries)
+    space = Space(
+        tuple(
+            Gene(f"{menu.block}.{menu.part}", tuple(e.cost for e in menu.entries), tuple(e.loss for e in menu.entries))
+            for menu in menus.parts
+        ),
+        problem.fixed,
+    )
+    genome = space.solve(problem.target)
+    return menus.fill([menu.entries[level] for menu, level in zip(menus.parts, genome, strict=True)])
+
+
+def make_plan(
+    profile: Profile,
+    problem: Problem,
+    choices: list[Choice],
+    ranks: list[dict[str, int]],
+    *,
+    method: str,
+    names: tuple[str, str, str],
+    storage: Storage = "factors",
+    loss: float | None = None,
+) -> Plan:
+    """The plan of some choices, with what it is predicted to cost.
+
+    Args:
+        profile: that the choices were made from.
+        problem: its curves and its budget.
+        choices: one per block.
+        ranks: one per block.
+        method: what to call it.
+        names: of the score, the allocation and the compensation.
+        storage: of low-rank matrices.
+        loss: predicted increase, nats per token; None where there is no prediction.
+    """
+    budget, scale = problem.budget, SCORES[names[0]].scale
+    blocks = [_block_plan(problem, i, choice, ranks[i], scale) for i, choice in enumerate(choices)]
+    small = planned_shape(profile.shape, blocks, bias=problem.bias, storage=storage)
     return Plan(
         model=profile.model_digest,
         profile=profile.digest(),
-        method=method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)",
+        method=method,
         score=names[0],
         allocation=names[1],
         compensation=names[2],
+        storage=storage,
         budget=budget,
         dense=profile.shape,
         blocks=blocks,
@@ -65,7 +144,7 @@ def plan(
             "flops_per_token": small.flops(budget.context),
             "flops_ratio": small.flops(budget.context) / profile.shape.flops(budget.context),
             "bytes": small.bytes(budget.batch, budget.context),
-            **({"loss_increase": problem.loss(choices)} if chosen.scale == "nats" and rule.needs_score else {}),
+            **({} if loss is None else {"loss_increase": loss}),
         },
     )
 
@@ -106,7 +185,7 @@ def _whole(profile: Profile, index: int) -> BlockCurves:
     return BlockCurves(options, tuple(range(full.ffn)), (0.0,) * (full.ffn + 1))
 
 
-def _block_plan(problem: Problem, index: int, choice: Choice, scale: str) -> BlockPlan:
+def _block_plan(problem: Problem, index: int, choice: Choice, ranks: dict[str, int], scale: str) -> BlockPlan:
     curves = problem.curves[index]
     option = curves.attention[choice.attention]
     kept = sorted(curves.ffn_order[choice.removed :])
@@ -116,5 +195,6 @@ def _block_plan(problem: Problem, index: int, choice: Choice, scale: str) -> Blo
         kv_groups=list(option.kv_groups),
         query_heads=[list(heads) for heads in option.query_heads],
         ffn=kept,
+        ranks=ranks,
         reason=(f"predicted loss {losses}; in/out cosine {problem.angles[index]:.3f}"),
     )

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sentei.errors import InfeasibleError
+from sentei.errors import InfeasibleError, InputError
 from sentei.plan import BlockShape, Budget, ModelShape
 from sentei.prune.ranking import BlockCurves
 
@@ -41,6 +41,14 @@ class Problem:
     angles: Sequence[float]
     budget: Budget
     bias: bool
+
+    def __post_init__(self) -> None:
+        """Raises InputError where the target engine cannot hold the architecture, whatever is removed."""
+        if self.dense.qk_norm and not self.budget.limits.qk_norm:
+            raise InputError(
+                f"engine {self.budget.target_engine!r} reads pruned models as nemotron-nas, which has no norms on q and "
+                "k; use --target-engine transformers, gguf, onnx, openvino or uniform"
+            )
 
     @cached_property
     def target(self) -> int:
@@ -90,8 +98,8 @@ class Problem:
         for index, curves in enumerate(self.curves):
             legal = np.ones(len(curves.attention), dtype=bool)
             for i, option in enumerate(curves.attention):
-                gone, cut = not option.kv_groups, i > 0
-                legal[i] = not (gone and (index == 0 or not limits.skip_parts)) and (limits.prune_attention or not cut)
+                gone = not option.kv_groups
+                legal[i] = (index > 0 and limits.skip_parts) if gone else not limits.fixed_query_heads
             legal[0] = True
             found.append(legal)
         return found

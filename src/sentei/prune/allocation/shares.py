@@ -68,7 +68,7 @@ def _bisect(enough: Callable[[float], bool]) -> float:
 
 def _fractional_cost(problem: Problem, shares: NDArray[np.float64]) -> float:
     """Cost when every part of block i loses exactly the share i, fractions of units allowed."""
-    prunable = problem.budget.limits.prune_attention
+    prunable = not problem.budget.limits.fixed_query_heads  # shares never remove whole parts
     total = float(problem.fixed)
     for i, share in enumerate(shares):
         total += problem.attention_costs[i][0] * (1 - share if prunable else 1) + problem.ffn_costs[i][0] * (1 - share)

@@ -1,0 +1,1 @@
+"""Search: which variant of every part, so that the model is as small as the goal allows."""

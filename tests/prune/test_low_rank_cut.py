@@ -1,0 +1,108 @@
+"""Low-rank matrices in plans, cut models, on disk, and under adapters."""
+
+import pytest
+import torch
+from tiny import VARIANTS, tiny_model
+
+from sentei.errors import InputError
+from sentei.families import family_of
+from sentei.families.modeling_sentei import LowRankLinear
+from sentei.measure import measure
+from sentei.models.load import load
+from sentei.models.save import save
+from sentei.plan import BlockPlan, Budget, Plan
+from sentei.prune.cut import cut
+from sentei.prune.planning import plan
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(3, 128, (24, 32), generator=torch.Generator().manual_seed(1))
+
+
+def ranked(model, ranks, compensation="least-squares", storage="factors"):
+    """A plan that keeps all units and gives every block these ranks."""
+    shape = family_of(model.config).shape(model.config)
+    blocks = [
+        BlockPlan(
+            kv_groups=list(range(b.kv_groups)),
+            query_heads=[list(range(b.heads_per_group))] * b.kv_groups,
+            ffn=list(range(b.ffn)),
+            ranks=ranks,
+        )
+        for b in shape.blocks
+    ]
+    names = {"method": "test", "score": "obs", "allocation": "global", "compensation": compensation}
+    digest = measure(model, torch.ones(1, 4, dtype=torch.long), gradient_tokens=0).model_digest
+    return Plan(
+        model=digest, profile="", budget=Budget(sparsity=0.1), dense=shape, blocks=blocks, storage=storage, **names
+    )
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("storage", ["factors", "pivoted"])
+def test_full_ranks_are_the_dense_model(variant, storage, ids):
+    model = tiny_model(variant)
+    full = {"q_proj": 42, "k_proj": 24, "v_proj": 24, "o_proj": 42, "gate_proj": 40, "up_proj": 40, "down_proj": 40}
+    small = cut(model, ranked(model, full, storage=storage), ids)
+    assert sum(isinstance(m, LowRankLinear) for m in small.modules()) == 7 * 4
+    with torch.no_grad():
+        torch.testing.assert_close(small(ids).logits, model(ids).logits, rtol=1e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("storage", ["factors", "pivoted"])
+def test_save_and_load_give_the_same_logits(storage, ids, tmp_path):
+    model = tiny_model("llama-biases")
+    decided = ranked(model, {"q_proj": 9, "v_proj": 7, "up_proj": 11, "down_proj": 13}, storage=storage)
+    small = cut(model, decided, ids)
+    family = family_of(small.config)
+    assert sum(p.numel() for p in family.blocks(small).parameters()) == decided.shape().block_params()
+    save(small, tmp_path / "model", plan=decided)
+    again = load(tmp_path / "model", dtype="float32").model
+    with torch.no_grad():
+        assert torch.equal(small(ids).logits, again(ids).logits)
+    with pytest.raises(InputError, match="low-rank matrices already"):
+        measure(again, ids)
+
+
+def test_data_choose_better_factors_than_the_weights_alone(ids):
+    model = tiny_model("llama")
+    ranks = {"gate_proj": 10, "up_proj": 10, "down_proj": 10}
+    with torch.no_grad():
+        wanted = model(ids).logits
+        error = {
+            name: (cut(model, ranked(model, ranks, name), ids)(ids).logits - wanted).square().mean().item()
+            for name in ("none", "least-squares")
+        }
+    assert error["least-squares"] < 0.9 * error["none"]
+
+
+def test_a_plan_names_what_is_wrong_with_its_ranks():
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="did you mean 'q_proj'"):
+        ranked(model, {"q_prj": 3})
+    with pytest.raises(ValueError, match="rank 25 of k_proj exceeds"):
+        ranked(model, {"k_proj": 25})
+
+
+def test_ranks_need_gradients_and_an_engine_that_holds_them(ids):
+    model = tiny_model("llama")
+    with pytest.raises(InputError, match="need gradients"):
+        plan(measure(model, ids, gradient_tokens=0), Budget(sparsity=0.3), "low-rank", score="obs")
+    with pytest.raises(InputError, match="holds no low-rank"):
+        plan(measure(model, ids), Budget(sparsity=0.3, target_engine="vllm"), "mixed")
+
+
+def test_mixed_predicts_no_more_loss_than_either_kind_alone(ids):
+    profile = measure(tiny_model("llama"), ids)
+    budget = Budget(sparsity=0.4)
+    losses = {m: plan(profile, budget, m).predicted["loss_increase"] for m in ("auto", "low-rank", "mixed")}
+    assert losses["mixed"] <= 1.05 * min(losses["auto"], losses["low-rank"])  # menus are coarser than channels
+
+
+def test_pivoted_storage_keeps_higher_ranks_for_the_same_budget(ids):
+    profile = measure(tiny_model("llama"), ids)
+    plans = {s: plan(profile, Budget(sparsity=0.4), "sieve", storage=s) for s in ("factors", "pivoted")}
+    ranks = {s: sum(sum(b.ranks.values()) for b in p.blocks) for s, p in plans.items()}
+    assert ranks["pivoted"] > 1.1 * ranks["factors"]
+    assert all(0.4 <= p.predicted["removed"] < 0.41 for p in plans.values())
