@@ -37,7 +37,8 @@ def problem(budget, seed=0, bias=False):
         options[0] = AttentionOption(options[0].kv_groups, options[0].query_heads, 0.0)
         losses = np.concatenate([[0.0], np.sort(rng.uniform(0, 0.1, FFN)).cumsum()])
         curves.append(BlockCurves(tuple(options), tuple(rng.permutation(FFN).tolist()), tuple(losses.tolist())))
-    return Problem(SHAPE, curves, rng.uniform(0.5, 1, BLOCKS).tolist(), budget, bias)
+    compensation = "residual+bias" if bias else "residual"
+    return Problem(SHAPE, curves, rng.uniform(0.5, 1, BLOCKS).tolist(), budget, "obs", compensation)
 
 
 def one_step(p, choices):
@@ -165,9 +166,9 @@ def test_gguf_may_thin_and_skip_attention_but_not_in_block_0():
 def test_norms_on_q_and_k_are_refused_before_any_work_where_the_format_has_none():
     qwen3 = SHAPE.model_copy(update={"qk_norm": True})
     p = problem(Budget(sparsity=0.3))
-    assert Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="gguf"), False)
+    assert Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="gguf"), "obs", "residual")
     with pytest.raises(InputError, match="no norms on q and k; use --target-engine"):
-        Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="mlx"), False)
+        Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="mlx"), "obs", "residual")
 
 
 def test_an_impossible_budget_says_what_is_reachable():

@@ -87,8 +87,10 @@ def test_a_plan_names_what_is_wrong_with_its_ranks():
 
 def test_ranks_need_gradients_and_an_engine_that_holds_them(ids):
     model = tiny_model("llama")
-    with pytest.raises(InputError, match="need gradients"):
-        plan(measure(model, ids, gradient_tokens=0), Budget(sparsity=0.3), "low-rank", score="obs")
+    with pytest.raises(InputError, match="needs gradients"):
+        plan(measure(model, ids, gradient_tokens=0), Budget(sparsity=0.3), "low-rank")
+    with pytest.raises(InputError, match="priced in nats"):
+        plan(measure(model, ids), Budget(sparsity=0.3), "low-rank", score="obs")
     with pytest.raises(InputError, match="holds no low-rank"):
         plan(measure(model, ids), Budget(sparsity=0.3, target_engine="vllm"), "mixed")
 

@@ -71,6 +71,7 @@ class LowRankLinear(nn.Module):
         self.b = nn.Linear(rank, out_features - rank if pivoted else out_features, bias=False)
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         if pivoted:
+            self.order: torch.Tensor
             self.register_buffer("order", torch.arange(out_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -142,16 +142,18 @@ def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     return new
 
 
-def kept_weight(name: str, dense_block: Any, family: Family, plan: BlockPlan, head_dim: int) -> Tensor:
-    """The rows and columns that a plan keeps of one matrix of a dense block: `[out, in]`."""
-    part = family.attention(dense_block) if name in ATTENTION_MATRICES else family.ffn(dense_block)
-    weight = cast(Any, getattr(cast(Any, part), name)).weight.detach()
+def kept(part: Any, name: str, plan: BlockPlan, head_dim: int) -> tuple[Tensor, Tensor | None]:
+    """The rows and columns that a plan keeps of one matrix of a dense part: `[out, in]`, and of its bias `[out]`."""
+    linear = getattr(part, name)
+    weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     if name in ATTENTION_MATRICES:
-        query, key = head_rows(plan, cast(Any, part).num_key_value_groups, head_dim, weight.device)
-        if name == "o_proj":
-            return weight.index_select(1, query)
-        return weight.index_select(0, query if name == "q_proj" else key)
-    return weight.index_select(int(name == "down_proj"), torch.tensor(plan.ffn, device=weight.device))
+        query, key = head_rows(plan, part.num_key_value_groups, head_dim, weight.device)
+        rows = query if name in ("q_proj", "o_proj") else key
+    else:
+        rows = torch.tensor(plan.ffn, device=weight.device)
+    if name in ("o_proj", "down_proj"):
+        return weight.index_select(1, rows), bias
+    return weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
 
 
 def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:

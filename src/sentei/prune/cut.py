@@ -20,7 +20,7 @@ from sentei.errors import InputError, SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.families.modeling_sentei import LowRankLinear
-from sentei.families.surgery import fill, kept_weight, skeleton
+from sentei.families.surgery import fill, kept, skeleton
 from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
 from sentei.models.load import as_loaded
 from sentei.plan import BlockPlan, Plan
@@ -92,9 +92,10 @@ def cut(
 def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:
     """Low-rank matrices without data: the best product of the weights themselves."""
     block = plan.blocks[index]
+    dense = family.attention(old) if part == "attention" else family.ffn(old)
     for name, linear in part_linears(family, new, part).items():
         if name in block.ranks:
-            weight = kept_weight(name, old, family, block, plan.dense.head_dim)
+            weight, _ = kept(dense, name, block, plan.dense.head_dim)
             found = factors(weight, torch.eye(weight.shape[1], device=weight.device))
             set_product(linear, found.u[:, : block.ranks[name]], found.v[: block.ranks[name]])
 
@@ -126,6 +127,7 @@ class _Part:
         self.family, self.part, self.head_dim = family, part, plan.dense.head_dim
         self.block: BlockPlan = plan.blocks[index]
         self.old_block, self.new_block = family.blocks(dense)[index], family.blocks(pruned)[index]
+        self.dense_part = (family.attention if part == "attention" else family.ffn)(self.old_block)
         self.old, self.new = _runner(family, dense, index, part), _runner(family, pruned, index, part)
         self.old_linears = part_linears(family, self.old_block, part)
         self.new_linears = part_linears(family, self.new_block, part)
@@ -149,7 +151,7 @@ class _Part:
         if any(name in self.ranks for name in inner):
             self._fit_inner([name for name in inner if name in self.ranks], streams)
         linear = self.new_linears[output]
-        kept = Fit(compensation, kept_weight(output, self.old_block, self.family, self.block, self.head_dim).float())
+        fit = Fit(compensation, kept(self.dense_part, output, self.block, self.head_dim)[0].float())
         inputs = torch.empty(
             *streams.cut.shape[:2], linear.in_features, dtype=streams.cut.dtype, device=streams.cut.device
         )
@@ -163,9 +165,9 @@ class _Part:
             target = wanted.float() + compensation.residual * (before.float() - streams.cut[where].float())
             if linear.bias is not None:
                 target = target - linear.bias.float()
-            kept.add(x, target.flatten(0, 1), streams.windows.weight(where, x.device))
+            fit.add(x, target.flatten(0, 1), streams.windows.weight(where, x.device))
             streams.dense[where] = before + wanted
-        found = kept.solve(self.ranks.get(output))
+        found = fit.solve(self.ranks.get(output))
         if found.product is not None:
             set_product(linear, *found.product)
         else:
@@ -191,7 +193,7 @@ class _Part:
             (self.family.attention_norm if self.part == "attention" else self.family.ffn_norm)(block)
             for block in (self.old_block, self.new_block)
         )
-        weights = {n: kept_weight(n, self.old_block, self.family, self.block, self.head_dim) for n in names}
+        weights = {name: kept(self.dense_part, name, self.block, self.head_dim)[0] for name in names}
         grams: Tensor | float = 0.0
         crosses: dict[str, Tensor] = {}
         for where in streams.windows.batches():

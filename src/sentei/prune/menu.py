@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from sentei.plan import BlockShape, Storage, stored
 from sentei.prune.allocation.problem import Choice, Problem
 from sentei.prune.lowrank import break_even
 from sentei.prune.methods import LOW_RANK, STRUCTURAL
+from sentei.search.space import Gene, Genome, Space
 
 LEVELS = 24  # entries of a menu
 PRICES = np.geomspace(1e-12, 1e-2, 64)  # nats per parameter: from all but free to dearer than any component
@@ -58,7 +60,7 @@ class Menus:
         levels: entries of a menu at most.
 
     Raises:
-        InputError: ranks are wanted and the profile has no gradients, or the target engine holds no low-rank matrices.
+        InputError: ranks are wanted and the target engine holds no low-rank matrices.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Menus:
             for b in profile.blocks
         ]
         if LOW_RANK in kinds:
-            _check(problem, profile)
+            _check(problem)
         self.parts = [
             Menu(i, part, self._menu(i, part, levels))
             for i in range(len(problem.dense.blocks))
@@ -112,6 +114,14 @@ class Menus:
             stored(*sizes[name], None) - stored(*sizes[name], rank, self.storage) for name, rank in ranks.items()
         )
         return int(costs[block][at]) - self.unit * saved
+
+    def entry(self, position: int, at: int, ranks: dict[str, int]) -> Entry:
+        """Any entry of a part, whether its menu has it or not."""
+        menu = self.parts[position]
+        curves = self.problem.curves[menu.block]
+        loss = curves.attention[at].loss if menu.part == "attention" else curves.ffn_loss[at]
+        loss += sum(float(self.rank_loss(menu.block, menu.part, at, n)[rank]) for n, rank in ranks.items())
+        return Entry(at, tuple(ranks.items()), self.price(menu.block, menu.part, at, ranks), loss)
 
     def _menu(self, block: int, part: str, levels: int) -> tuple[Entry, ...]:
         found = [entry for at in self._thinned(block, part) for entry in self._ranked(block, part, at)]
@@ -155,6 +165,19 @@ class Menus:
                 loss = base + sum(float(losses[step]) for _, losses in best.values())
                 yield Entry(at, tuple(chosen.items()), self.price(block, part, at, chosen), loss)
 
+    @cached_property
+    def space(self) -> Space:
+        """One gene per part of every block; its levels are the entries of the part's menu."""
+        genes = (
+            Gene(f"{menu.block}.{menu.part}", tuple(e.cost for e in menu.entries), tuple(e.loss for e in menu.entries))
+            for menu in self.parts
+        )
+        return Space(tuple(genes), self.problem.fixed)
+
+    def entries(self, genome: Genome) -> list[Entry]:
+        """The entries that a genome picks."""
+        return [menu.entries[level] for menu, level in zip(self.parts, genome, strict=True)]
+
     def cost(self, entries: Sequence[Entry]) -> int:
         """Cost of one entry per part, with all that no choice changes."""
         return self.problem.fixed + sum(entry.cost for entry in entries)
@@ -186,8 +209,8 @@ class Menus:
         if part == "ffn" and entry.at and self.matrices(block, part, entry.at):
             legal = np.flatnonzero(self.problem.ffn_legal[block][: entry.at])
             if len(legal):
-                at, losses = int(legal[-1]), self.problem.curves[block].ffn_loss
-                found.append(self._step(entry, menu, at, ranks, losses[entry.at] - losses[at]))
+                at, curve = int(legal[-1]), self.problem.curves[block].ffn_loss
+                found.append(self._step(entry, menu, at, ranks, curve[entry.at] - curve[at]))
         for name, rank in ranks.items():
             out, into = self.matrices(block, part, entry.at)[name]
             if rank < break_even(out, into, self.storage):
@@ -210,25 +233,22 @@ class Menus:
 def uniform(menus: Menus, share: float) -> list[Entry]:
     """LLM-Sieve's uniform level (section 4): every matrix keeps rank `⌊share · HD / (H + D)⌋`, at least 1."""
     kept = []
-    for menu in menus.parts:
+    for position, menu in enumerate(menus.parts):
         ranks = {}
         for name, (out, into) in menus.matrices(menu.block, menu.part, 0).items():
             rank = max(1, int(share * out * into / (out + into)))
             if rank <= break_even(out, into, menus.storage):
                 ranks[name] = rank
-        loss = sum(float(menus.rank_loss(menu.block, menu.part, 0, name)[rank]) for name, rank in ranks.items())
-        kept.append(Entry(0, tuple(ranks.items()), menus.price(menu.block, menu.part, 0, ranks), loss))
+        kept.append(menus.entry(position, 0, ranks))
     return kept
 
 
-def _check(problem: Problem, profile: Profile) -> None:
+def _check(problem: Problem) -> None:
     if not problem.budget.limits.low_rank:
         raise InputError(
             f"engine {problem.budget.target_engine!r} holds no low-rank matrices; use a structural method "
             "(`--method auto`), or target transformers, onnx or openvino"
         )
-    if not any(part and part.ranks for block in profile.blocks for part in (block.attention, block.ffn)):
-        raise InputError("low-rank plans need gradients; measure again with --gradient-tokens 8192")
 
 
 def _front(entries: list[Entry]) -> list[Entry]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 
-from sentei.errors import InfeasibleError
+from sentei.errors import InfeasibleError, InputError
 from sentei.measure.profile import PartStats, Profile
 from sentei.plan import BlockPlan, Budget, Plan, Storage, planned_shape
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
-from sentei.prune.compensation import COMPENSATIONS
-from sentei.prune.menu import Entry, Menus, uniform
-from sentei.prune.methods import LOW_RANK, Method
+from sentei.prune.menu import LEVELS, Entry, Menus, uniform
+from sentei.prune.methods import LOW_RANK, STRUCTURAL
 from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
 from sentei.prune.scores import SCORES, Score
@@ -45,42 +44,70 @@ def plan(
     """
     base = preset(method)
     names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
-    rule, chosen, fit = ALLOCATIONS[names[1]], SCORES[names[0]], COMPENSATIONS[names[2]]
-    curves = (
-        curves_of(profile, chosen, seed)
-        if rule.needs_score
-        else [_whole(profile, i) for i in range(len(profile.blocks))]
-    )
-    problem = Problem(profile.shape, curves, [block.angle for block in profile.blocks], budget, fit.bias)
-    loss = None
+    label = method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)"
     if LOW_RANK in base.kinds:
-        menus = Menus(problem, profile, base.kinds, storage)
-        entries = solve_menus(menus, base if allocation is None else replace(base, allocation=allocation))
-        loss = sum(entry.loss for entry in entries)
-        choices, ranks = menus.choices(entries)
-    else:
-        choices = rule.solve(problem)
-        ranks = [{} for _ in choices]
-        if chosen.scale == "nats" and rule.needs_score:
-            loss = problem.loss(choices)
-    return make_plan(
+        menus = menus_for(profile, budget, base.kinds, score=names[0], compensation=names[2], storage=storage)
+        return plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
+    rule = ALLOCATIONS[names[1]]
+    problem = problem_for(profile, budget, names[0], names[2], seed, ranked=rule.needs_score)
+    choices = rule.solve(problem)
+    known = SCORES[names[0]].scale == "nats" and rule.needs_score
+    ranks: list[dict[str, int]] = [{} for _ in choices]
+    loss = problem.loss(choices) if known else None
+    return _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
+
+
+def problem_for(
+    profile: Profile, budget: Budget, score: str, compensation: str, seed: int = 0, *, ranked: bool = True
+) -> Problem:
+    """What may be chosen in each block, and what it loses by that score; `ranked` off: whole blocks, without losses."""
+    chosen = SCORES[score]
+    curves = curves_of(profile, chosen, seed) if ranked else [_whole(profile, i) for i in range(len(profile.blocks))]
+    angles = [block.angle for block in profile.blocks]
+    return Problem(profile.shape, curves, angles, budget, score, compensation)
+
+
+def menus_for(
+    profile: Profile,
+    budget: Budget,
+    kinds: Sequence[str] = (STRUCTURAL, LOW_RANK),
+    *,
+    score: str = "obs-fisher",
+    compensation: str = "residual",
+    storage: Storage = "factors",
+    levels: int = LEVELS,
+) -> Menus:
+    """What every part of every block may become.
+
+    Raises:
+        InputError: the score is not in nats, the profile has no gradients, or the engine holds no low-rank matrices.
+    """
+    if LOW_RANK in kinds and SCORES[score].scale != "nats":
+        nats = [name for name, found in SCORES.items() if found.scale == "nats"]
+        raise InputError(f"ranks are priced in nats, score {score!r} is not; use one of {', '.join(nats)}")
+    return Menus(problem_for(profile, budget, score, compensation), profile, kinds, storage, levels)
+
+
+def plan_of(profile: Profile, menus: Menus, entries: Sequence[Entry], *, method: str, allocation: str) -> Plan:
+    """The plan of one entry per part."""
+    problem = menus.problem
+    choices, ranks = menus.choices(entries)
+    return _made(
         profile,
         problem,
         choices,
         ranks,
-        method=method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)",
-        names=names,
-        storage=storage,
-        loss=loss,
+        method=method,
+        names=(problem.score, allocation, problem.compensation),
+        storage=menus.storage,
+        loss=sum(entry.loss for entry in entries),
     )
 
 
-def solve_menus(menus: Menus, method: Method) -> list[Entry]:
+def solve_menus(menus: Menus, allocation: str) -> list[Entry]:
     """One entry per part for the budget of the menus' problem: evenly, or with the least predicted loss."""
-    from sentei.search.space import Gene, Space
-
     problem = menus.problem
-    if method.allocation == "uniform":
+    if allocation == "uniform":
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
@@ -89,18 +116,10 @@ def solve_menus(menus: Menus, method: Method) -> list[Entry]:
         if menus.cost(entries) > problem.target:
             raise InfeasibleError(f"{problem.budget.describe()} leaves less than rank 1 of every matrix; ask for less")
         return menus.fill(entries)
-    space = Space(
-        tuple(
-            Gene(f"{menu.block}.{menu.part}", tuple(e.cost for e in menu.entries), tuple(e.loss for e in menu.entries))
-            for menu in menus.parts
-        ),
-        problem.fixed,
-    )
-    genome = space.solve(problem.target)
-    return menus.fill([menu.entries[level] for menu, level in zip(menus.parts, genome, strict=True)])
+    return menus.fill(menus.entries(menus.space.solve(problem.target)))
 
 
-def make_plan(
+def _made(
     profile: Profile,
     problem: Problem,
     choices: list[Choice],
@@ -109,20 +128,8 @@ def make_plan(
     method: str,
     names: tuple[str, str, str],
     storage: Storage = "factors",
-    loss: float | None = None,
+    loss: float | None,
 ) -> Plan:
-    """The plan of some choices, with what it is predicted to cost.
-
-    Args:
-        profile: that the choices were made from.
-        problem: its curves and its budget.
-        choices: one per block.
-        ranks: one per block.
-        method: what to call it.
-        names: of the score, the allocation and the compensation.
-        storage: of low-rank matrices.
-        loss: predicted increase, nats per token; None where there is no prediction.
-    """
     budget, scale = problem.budget, SCORES[names[0]].scale
     blocks = [_block_plan(problem, i, choice, ranks[i], scale) for i, choice in enumerate(choices)]
     small = planned_shape(profile.shape, blocks, bias=problem.bias, storage=storage)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError, InputError
 from sentei.plan import BlockShape, Budget, ModelShape
+from sentei.prune.compensation import COMPENSATIONS
 from sentei.prune.ranking import BlockCurves
 
 MAX_SHARE = 0.99  # Adapt-Pruner's cap on what one part may lose; only `global` and `blocks` remove whole parts
@@ -33,14 +34,21 @@ class Problem:
         curves: per block.
         angles: per block, mean cosine between its input and output.
         budget: what is asked for.
-        bias: whether the compensation adds a bias to every part that is cut (it is paid for).
+        score: whose losses the curves hold.
+        compensation: of the cut; one that adds a bias to every part that is cut makes it dearer.
     """
 
     dense: ModelShape
     curves: Sequence[BlockCurves]
     angles: Sequence[float]
     budget: Budget
-    bias: bool
+    score: str
+    compensation: str
+
+    @property
+    def bias(self) -> bool:
+        """Whether the compensation adds biases, which are paid for."""
+        return COMPENSATIONS[self.compensation].bias
 
     def __post_init__(self) -> None:
         """Raises InputError where the target engine cannot hold the architecture, whatever is removed."""

@@ -1,0 +1,193 @@
+"""The library: every entry of the menus as a module, and candidates that are evaluated by switching modules in place.
+
+Entries are fitted in closed form from the profile's Gram matrices, with the dense model's inputs; factors are nested, so
+one decomposition per matrix serves all its ranks. Nothing is built again for a candidate, and its evaluation costs a
+forward pass; what the cut does better (fitting each part for what the cut parts before it give) comes on top.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sentei.families import family_of
+from sentei.families.modeling_sentei import LowRankLinear, Removed
+from sentei.families.surgery import kept
+from sentei.measure.profile import PartStats, Profile
+from sentei.measure.stream import MATRICES_OF
+from sentei.plan import BlockPlan
+from sentei.prove.score import Outcome, Prepared
+from sentei.prune.lowrank import Factors, factors
+from sentei.prune.menu import Entry, Menus
+from sentei.prune.ranking import attention_columns
+from sentei.prune.solve import solve
+from sentei.search.space import Genome, Space
+
+RIDGE = 1e-2  # of each input's energy, in the refit of an output matrix
+MEMORY = 2.0  # modules that are kept, in sizes of the dense model's blocks
+
+
+class Coding(Protocol):
+    """What genomes mean: the menus' own levels, or one gene per matrix (`sentei.search.matrices`)."""
+
+    space: Space
+
+    def entries(self, genome: Genome) -> list[Entry]:
+        """One entry per part of the menus."""
+        ...
+
+
+class Library:
+    """One model whose parts are switched between entries.
+
+    Args:
+        model: the dense model; its parts are replaced while a candidate is evaluated, and put back by `restore`.
+        profile: statistics of that model.
+        menus: of that profile.
+        rows: what candidates are scored on.
+        coding: what genomes mean; default: levels of the menus.
+    """
+
+    def __init__(
+        self, model: nn.Module, profile: Profile, menus: Menus, rows: Prepared, coding: Coding | None = None
+    ) -> None:
+        self.model, self.profile, self.menus, self.prepared = model, profile, menus, rows
+        self.coding = coding or menus
+        self.rows = len(rows)
+        self.family = family_of(cast(Any, model).config)
+        self.dense = [(self.family.attention(b), self.family.ffn(b)) for b in self.family.blocks(model)]
+        self.whole = [menu.entries[0] for menu in menus.parts]
+        self.current = list(self.whole)
+        self._modules: OrderedDict[tuple[int, Entry], nn.Module] = OrderedDict()
+        self._bytes = 0
+        self._most = MEMORY * sum(p.numel() * p.itemsize for p in self.family.blocks(model).parameters())
+        self._factors: dict[tuple[int, str], Factors] = {}
+
+    def __call__(self, genome: Genome, start: int, stop: int) -> Outcome:
+        """Scores rows `start` to `stop` with the parts that the genome picks."""
+        self.switch(self.coding.entries(genome))
+        return self.prepared.score(self.model, start, stop)
+
+    def switch(self, entries: Sequence[Entry]) -> None:
+        """Puts these entries into the model, one per part."""
+        for position, entry in enumerate(entries):
+            if self.current[position] != entry:
+                menu = self.menus.parts[position]
+                block: Any = self.family.blocks(self.model)[menu.block]
+                name = "self_attn" if menu.part == "attention" else "mlp"
+                setattr(block, name, self._module(position, entry))
+                self.current[position] = entry
+
+    def restore(self) -> None:
+        """The dense model again."""
+        self.switch(self.whole)
+
+    def _module(self, position: int, entry: Entry) -> nn.Module:
+        menu = self.menus.parts[position]
+        if entry == self.whole[position]:
+            return cast(nn.Module, self.dense[menu.block][menu.part == "ffn"])
+        key = (position, entry)
+        if key not in self._modules:
+            made = self.build(menu.block, menu.part, entry)
+            self._modules[key] = made
+            self._bytes += _size(made)
+            while self._bytes > self._most and len(self._modules) > 1:
+                self._bytes -= _size(self._modules.popitem(last=False)[1])
+        self._modules.move_to_end(key)
+        return self._modules[key]
+
+    @torch.no_grad()
+    def build(self, block: int, part: str, entry: Entry) -> nn.Module:
+        """A part as an entry of its menu has it."""
+        dense: Any = self.dense[block][part == "ffn"]
+        plan, ranks = self._plan(block, part, entry), dict(entry.ranks)
+        if not (plan.kv_groups or plan.ffn):
+            return Removed(pair=part == "attention")
+        new = _twin(dense)
+        if part == "attention":
+            new.num_key_value_groups = plan.heads_per_group
+        *_, output = MATRICES_OF[part]
+        for name in MATRICES_OF[part]:
+            if not entry.at and name not in ranks:
+                continue
+            weight, bias = kept(dense, name, plan, self.profile.shape.head_dim)
+            stats = self._stats(block, part)
+            gram = stats.input_gram
+            if name == output:
+                weight, gram = self._refitted(weight, dense, block, part, plan) if entry.at else (weight, stats.gram)
+            if name not in ranks:
+                new._modules[name] = _linear(weight, bias, dense.o_proj if part == "attention" else dense.down_proj)
+                continue
+            found = self._nested(block, name, weight, gram) if not entry.at else factors(weight, gram)
+            new._modules[name] = _low_rank(found, ranks[name], bias, getattr(dense, name))
+        return cast(nn.Module, new)
+
+    def _plan(self, block: int, part: str, entry: Entry) -> BlockPlan:
+        curves = self.menus.problem.curves[block]
+        if part == "ffn":
+            return BlockPlan(kv_groups=[], query_heads=[], ffn=sorted(curves.ffn_order[entry.at :]))
+        option = curves.attention[entry.at]
+        heads = [list(heads) for heads in option.query_heads]
+        return BlockPlan(kv_groups=list(option.kv_groups), query_heads=heads, ffn=[])
+
+    def _stats(self, block: int, part: str) -> PartStats:
+        stats = self.profile.blocks[block].attention if part == "attention" else self.profile.blocks[block].ffn
+        assert stats is not None  # a part with a menu was measured
+        return stats
+
+    def _refitted(self, weight: Tensor, dense: Any, block: int, part: str, plan: BlockPlan) -> tuple[Tensor, Tensor]:
+        """The kept columns of an output matrix, refitted to the dense outputs, and their Gram matrix."""
+        shape, stats = self.profile.shape, self._stats(block, part)
+        columns = (
+            attention_columns(plan.kv_groups, plan.query_heads, shape.blocks[block], shape.head_dim)
+            if part == "attention"
+            else torch.tensor(plan.ffn)
+        )
+        full = (dense.o_proj if part == "attention" else dense.down_proj).weight
+        gram = stats.gram[columns]
+        inner = gram[:, columns]
+        damped = inner + torch.diag(RIDGE * inner.diagonal().clamp_min(torch.finfo(torch.float32).tiny))
+        # argmin ‖W x − W' x_K‖² + ridge ‖W' − W_K‖²
+        right = gram @ full.float().T.to(gram.device) + (damped - inner) @ weight.float().T.to(gram.device)
+        return solve(damped, right).T.to(weight), inner
+
+    def _nested(self, block: int, name: str, weight: Tensor, gram: Tensor) -> Factors:
+        """Factors of a whole matrix: all its ranks."""
+        if (block, name) not in self._factors:
+            self._factors[block, name] = factors(weight, gram)
+        return self._factors[block, name]
+
+
+def _twin(module: nn.Module) -> Any:
+    """The same module with its own set of children, which are shared."""
+    new = copy.copy(module)
+    new._modules = dict(module._modules)
+    return new
+
+
+def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:
+    new = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    new.weight = nn.Parameter(weight.to(like.weight), requires_grad=False)
+    if bias is not None:
+        new.bias = nn.Parameter(bias, requires_grad=False)
+    return new
+
+
+def _low_rank(found: Factors, rank: int, bias: Tensor | None, like: nn.Linear) -> LowRankLinear:
+    """Two factors, also where the plan will store them pivoted: the product is the same."""
+    with torch.device("meta"):
+        new = LowRankLinear(found.v.shape[1], found.u.shape[0], rank, bias is not None, pivoted=False)
+    new.a.weight = nn.Parameter(found.v[:rank].to(like.weight).contiguous(), requires_grad=False)
+    new.b.weight = nn.Parameter(found.u[:, :rank].to(like.weight).contiguous(), requires_grad=False)
+    if bias is not None:
+        new.bias = nn.Parameter(bias, requires_grad=False)
+    return new
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() * p.itemsize for p in module.parameters())
