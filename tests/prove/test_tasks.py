@@ -16,7 +16,7 @@ from sentei.data.tasks import TaskSet
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
-from sentei.prove import harness
+from sentei.prove import branches, harness
 from sentei.prove.tasks import score_tasks
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model
 
@@ -72,9 +72,9 @@ def test_log_likelihoods_equal_a_direct_computation(
     """With and without a beginning that all contexts share, choices in one row or each in its own."""
     shared = []
     if not branch:
-        monkeypatch.setattr(harness.InMemoryLM, "_can_branch", lambda self, row: False)
-    whole = harness.InMemoryLM._shared
-    monkeypatch.setattr(harness.InMemoryLM, "_shared", lambda s, b: shared.append((r := whole(s, b))[0]) or r)
+        monkeypatch.setattr(branches, "branch_limit", lambda model: 0)
+    whole = branches._shared
+    monkeypatch.setattr(branches, "_shared", lambda rows: shared.append(found := whole(rows)) or found)
     rows = choices(30, seed=3, start=start).rows
     pairs = [(row["context"], choice) for row in rows for choice in row["choices"]]
     lm = harness.InMemoryLM(stories.model, stories.tokenizer)

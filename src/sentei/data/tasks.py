@@ -9,7 +9,7 @@ from typing import Any
 from sentei.data.rows import read_jsonl, stem
 from sentei.errors import InputError
 
-_CHOICES = {"context": str, "choices": list, "label": int}
+CHOICES = {"context": str, "choices": list, "label": int}
 _CONTEXTS = {"contexts": list, "continuation": str, "label": int}
 
 
@@ -40,10 +40,10 @@ def read_task(path: str | Path) -> TaskSet:
     rows: list[dict[str, Any]] = []
     form: dict[str, type] | None = None
     for number, row in read_jsonl(path):
-        form = form or (_CONTEXTS if "contexts" in row else _CHOICES)
-        if wrong := _wrong(row, form):
+        form = form or (_CONTEXTS if "contexts" in row else CHOICES)
+        if wrong := wrong_row(row, form):
             raise InputError(
-                f"{path}:{number}: {wrong}; expected {', '.join(_CHOICES)} or {', '.join(_CONTEXTS)}, one form per file"
+                f"{path}:{number}: {wrong}; expected {', '.join(CHOICES)} or {', '.join(_CONTEXTS)}, one form per file"
             )
         rows.append({key: row[key] for key in form})
     if not rows:
@@ -51,7 +51,7 @@ def read_task(path: str | Path) -> TaskSet:
     return TaskSet(stem(path), rows)
 
 
-def _wrong(row: dict[str, Any], form: dict[str, type]) -> str:
+def wrong_row(row: dict[str, Any], form: dict[str, type]) -> str:
     """What is wrong with a row, or an empty string."""
     for key, kind in form.items():
         if key not in row:

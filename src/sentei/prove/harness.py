@@ -9,30 +9,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import itertools
 import logging
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
 
 from sentei.data.tasks import TaskSet
 from sentei.errors import InputError, nearest
-from sentei.families import FAMILIES
-from sentei.prove.forward import evaluating, final_hidden, score_targets, stage
+from sentei.prove import branches
+from sentei.prove.forward import evaluating, stage
 
 Rows = tuple[list[float], list[float] | None, str]
-_BATCH_TOKENS = 4096  # positions in one batch, padding included
-_WORTH_SHARING = 128  # tokens that sharing the contexts' beginning must save to be worth one more pass
-_HEAD = 16  # contexts with so many first tokens in common, when they are so many, are batched together
 _SEED = 1234  # of the few-shot examples: the harness's own default
 
 
@@ -130,23 +122,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """What one row of a batch scores: a context, and continuations of it with their request numbers.
-
-    The row holds the context, then what follows it in each continuation as a branch: a branch sees the context and
-    itself, and its positions go on from the context's. So a context is read once for all choices.
-    """
-
-    context: tuple[int, ...]
-    targets: list[tuple[int, list[int]]]
-
-    @property
-    def length(self) -> int:
-        # the last token of a continuation is predicted, never read
-        return len(self.context) + sum(len(target) - 1 for _, target in self.targets)
-
-
 class InMemoryLM(HFLM):
     """The harness's Hugging Face model with faster log-likelihoods; tokenisation and generation are the harness's."""
 
@@ -171,100 +146,18 @@ class InMemoryLM(HFLM):
     ) -> list[tuple[float, bool]]:
         answers: dict[int, tuple[float, bool]] = {}
         with evaluating(self.model):
-            for batch in _batches(self._rows(requests)):
-                answers.update(self._score(batch))
-                self._advance(sum(len(row.targets) for row in batch))
+            for batch in branches.make_batches(self._rows(requests)):
+                for number, scores, best in batch.score(self.model):
+                    answers[number] = float(scores.sum()), best.tolist() == list(requests[number][2])
+                self._advance(len(batch.numbers))
         return [answers[number] for number in range(len(requests))]
 
-    def _rows(self, requests: list[tuple[Any, list[int], list[int]]]) -> list[_Row]:
+    def _rows(self, requests: list[tuple[Any, list[int], list[int]]]) -> list[branches.Row]:
         """Requests by context. Contexts that are too long lose their beginning, as in the harness."""
-        contexts: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
-        for number, (_, context, target) in enumerate(requests):
-            room = self.max_length + 1 - len(target)
-            if not target or room < 1:
-                raise InputError(
-                    f"a continuation has {len(target)} tokens, expected 1 to {self.max_length} (the model's context)"
-                )
-            self.truncated += len(context) > room
-            contexts.setdefault(tuple(context[-room:]), []).append((number, target))
-        rows = []
-        for begin, targets in contexts.items():
-            row = _Row(begin, targets)
-            rows += [row] if self._can_branch(row) else [_Row(begin, [target]) for target in targets]
-        return rows
-
-    def _can_branch(self, row: _Row) -> bool:
-        """Whether the architecture takes a mask and positions as given, within the row's length."""
-        config = self.config.get_text_config()
-        known = config.model_type.removeprefix("sentei_") in FAMILIES
-        masked = config._attn_implementation in ("sdpa", "eager")
-        return known and masked and row.length <= (getattr(config, "sliding_window", None) or row.length)
-
-    def _score(self, batch: list[_Row]) -> Iterator[tuple[int, tuple[float, bool]]]:
-        shared, cache = self._shared(batch)
-        width = max(row.length for row in batch) - shared
-        ids = torch.zeros(len(batch), width, dtype=torch.long)
-        places, branches = torch.zeros_like(ids), torch.zeros_like(ids)
-        picks: list[int] = []  # where each target is predicted, in the flattened batch
-        for index, row in enumerate(batch):
-            start, size = index * width, len(row.context)
-            tokens, place, branch = list(row.context[shared:]), list(range(shared, size)), [0] * (size - shared)
-            for number, (_, target) in enumerate(row.targets, start=1):
-                picks += [start + size - shared - 1, *range(start + len(tokens), start + len(tokens) + len(target) - 1)]
-                tokens += target[:-1]
-                place += range(size, size + len(target) - 1)
-                branch += [number] * (len(target) - 1)
-            for tensor, values in ((ids, tokens), (places, place), (branches, branch)):
-                tensor[index, : len(values)] = torch.tensor(values)
-        inputs: dict[str, Any] = {}
-        if int(branches.max()) > 1:  # a single branch is what every causal model sees anyway
-            inputs = {"position_ids": places.to(self.device), "attention_mask": self._mask(branches, shared)}
-        hidden, _ = final_hidden(self.model, ids.to(self.device), cache, **inputs)
-        targets = [target for row in batch for _, target in row.targets]
-        flat = torch.tensor([token for target in targets for token in target], device=self.device)
-        scores, hits = score_targets(self.model, hidden.flatten(0, 1)[torch.tensor(picks, device=self.device)], flat)
-        sizes = [len(target) for target in targets]
-        numbers = [number for row in batch for number, _ in row.targets]
-        for number, score, hit in zip(numbers, scores.cpu().split(sizes), hits.cpu().split(sizes), strict=True):
-            yield number, (float(score.sum()), bool(hit.all()))
-
-    def _mask(self, branches: Tensor, shared: int) -> Tensor:
-        """Additive mask [B, 1, T, shared + T]: a token sees the context and its own branch, up to itself."""
-        size = branches.shape[1]
-        own = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
-        seen = torch.cat([own.new_ones(len(branches), size, shared), own.tril()], dim=2)[:, None]
-        mask = torch.zeros(seen.shape, dtype=self.model.dtype).masked_fill(~seen, torch.finfo(self.model.dtype).min)
-        return mask.to(self.device)
-
-    def _shared(self, batch: list[_Row]) -> tuple[int, Any]:
-        """How many tokens all contexts begin with (few-shot examples), and their KV cache for each row of the batch.
-
-        The last token of a context is never among them, as it predicts. (0, None) where it is not worth a pass.
-        """
-        longest = min(len(row.context) for row in batch) - 1
-        columns = zip(*(row.context[:longest] for row in batch), strict=True)
-        shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
-        if shared * (len(batch) - 1) < _WORTH_SHARING:
-            return 0, None
-        _, cache = final_hidden(
-            self.model, torch.tensor([batch[0].context[:shared]], device=self.device), use_cache=True
+        rows, truncated = branches.make_rows(
+            [(context, target) for _, context, target in requests],
+            longest=self.max_length,
+            branch=branches.branch_limit(self.model),
         )
-        cache.reorder_cache(torch.zeros(len(batch), dtype=torch.long, device=self.device))
-        return shared, cache
-
-
-def _batches(rows: list[_Row]) -> Iterator[list[_Row]]:
-    """Rows of like length, as many as `_BATCH_TOKENS` hold; those that begin alike come together."""
-    heads = Counter(row.context[:_HEAD] for row in rows)
-
-    def head(row: _Row) -> tuple[int, ...]:
-        return row.context[:_HEAD] if heads[row.context[:_HEAD]] >= _HEAD else ()
-
-    for _, alike in itertools.groupby(sorted(rows, key=lambda row: (head(row), row.length)), key=head):
-        batch: list[_Row] = []
-        for row in alike:
-            if batch and (len(batch) + 1) * row.length > _BATCH_TOKENS:
-                yield batch
-                batch = []
-            batch.append(row)
-        yield batch
+        self.truncated += truncated
+        return rows

@@ -1,0 +1,80 @@
+"""The rows of a task as calibration tokens, weighted by what is to be learnt of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sentei.data.pairs import encode_pairs
+from sentei.data.task_rows import TaskRow
+from sentei.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Calibration(NamedTuple):
+    """Contexts with their right answers, shortest first, padded on the right.
+
+    Attributes:
+        ids: int64 [n, L]; padding is token 0, which no real token sees.
+        weights: float32 [n, L]; what a position counts for: `answer_weight` where the next token is one of the answer,
+            1 elsewhere, 0 on padding. A position is worth what it predicts: an answer of one token is said at the last
+            token of the context, and nothing is ever said at the answer itself.
+        answers: bool [n, L]; whether the token is part of the answer.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    answers: Tensor
+
+
+def calibration(
+    rows: Sequence[TaskRow], tokenizer: Any, length: int, *, answer_weight: float | None = None
+) -> Calibration:
+    """Tokens, weights and answers of a task's rows.
+
+    A written answer is followed by the end token, where the tokenizer has one; a choice is not, because nothing is ever
+    read after it. A row that is too long loses the beginning of its context.
+
+    Args:
+        rows: of one task.
+        tokenizer: of transformers.
+        length: at most so many tokens per row.
+        answer_weight: by default, positions that say answers have half of the whole weight, but at least 1 each.
+
+    Raises:
+        InputError: no rows; a length below 2; an answer that leaves no room for its context; a weight of 0 or less.
+    """
+    import torch
+
+    if not rows or length < 2:
+        raise InputError(
+            f"{len(rows)} rows of at most {length} tokens; expected at least one row, of at least 2 tokens"
+        )
+    if answer_weight is not None and answer_weight <= 0:
+        raise InputError(f"answer_weight is {answer_weight}, expected more than 0")
+    found: list[tuple[list[int], list[int]]] = []
+    for row, (context, answer) in zip(
+        rows, encode_pairs([(row.context, row.target) for row in rows], tokenizer), strict=True
+    ):
+        if not row.choices and tokenizer.eos_token_id is not None:
+            answer = [*answer, tokenizer.eos_token_id]
+        if not answer or len(answer) >= length:
+            raise InputError(
+                f"{row.place}: the answer has {len(answer)} tokens, expected 1 to {length - 1}: something has to come "
+                f"before it in {length} tokens; raise the length"
+            )
+        found.append((context[-(length - len(answer)) :], answer))
+    found.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    ids = torch.zeros(len(found), len(found[-1][0]) + len(found[-1][1]), dtype=torch.long)
+    answers, real = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    for at, (context, answer) in enumerate(found):
+        end = len(context) + len(answer)
+        ids[at, :end] = torch.tensor(context + answer)
+        answers[at, len(context) : end] = True
+        real[at, :end] = True
+    before = answers.roll(-1, dims=1)  # nothing wraps around: the first token is never an answer's
+    if answer_weight is None:
+        answer_weight = max(1.0, float((real & ~before).sum() / before.sum()))
+    return Calibration(ids, torch.where(before, answer_weight, 1.0) * real, answers)

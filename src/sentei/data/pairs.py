@@ -1,0 +1,54 @@
+"""Contexts and continuations as tokens, divided as lm-evaluation-harness divides them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sentei.errors import InputError
+
+Tokens = list[int]
+
+
+def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[tuple[Tokens, Tokens]]:
+    """Tokens of each context and of the continuation that follows it.
+
+    The whole string is tokenised, special tokens as the tokenizer adds them, and cut after as many tokens as the
+    context alone has. White space at the end of a context belongs to the continuation, because most tokenizers put it
+    there. An empty context is the BOS token, or the end token where there is none.
+
+    Args:
+        pairs: (context, continuation); a context is tokenised once, however many pairs it is in.
+        tokenizer: of transformers.
+
+    Raises:
+        InputError: an empty context, and the tokenizer has neither of the two tokens.
+
+    Source: `TemplateLM._encode_pair` and `loglikelihood` of lm-evaluation-harness.
+    """
+    bare = [context.rstrip() for context, _ in pairs]
+    names = [context for context in dict.fromkeys(bare) if context]
+    known = dict(zip(names, _tokenise(names, tokenizer), strict=True))
+    wholes = _tokenise([context + continuation for context, continuation in pairs], tokenizer)
+    return [
+        (known[context], whole[len(known[context]) :]) if context else _alone(whole, tokenizer)
+        for context, whole in zip(bare, wholes, strict=True)
+    ]
+
+
+def _tokenise(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:
+    if not texts:
+        return []
+    tokens: list[Tokens] = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    return tokens
+
+
+def _alone(tokens: Tokens, tokenizer: Any) -> tuple[Tokens, Tokens]:
+    """A continuation without a context: something has to predict its first token."""
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise InputError(
+            "a row has an empty context, and the tokenizer has no BOS and no end token that could stand in its place; "
+            "give `input:` some text"
+        )
+    return (tokens[:1], tokens[1:]) if tokens[:1] == [first] else ([first], tokens)

@@ -1,0 +1,225 @@
+"""Log-likelihoods of many continuations of a context in one forward pass, for any causal language model.
+
+A row of a batch holds a context and, after it, a tree of what its continuations begin with: a token sees the context
+and the tokens on its own path, and its position goes on from the context's. So a context is read once for all choices,
+what choices have in common is read once too, and logits are made only where a token is scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sentei.errors import InputError
+from sentei.families import FAMILIES
+from sentei.prove.forward import final_hidden, logits
+from sentei.prove.tree import Tree
+
+BATCH_TOKENS = 4096  # positions in one batch, padding included
+_BUSY = 1024  # positions that keep a processor busy; a batch that has them ends where rows become longer
+_UNEVEN = 1.25  # by this factor than its shortest
+_WORTH_SHARING = 128  # tokens that sharing the contexts' beginning must save to be worth one more pass
+_HEAD = 16  # contexts with so many first tokens in common, when they are so many, are batched together
+_LOGITS = 1 << 24  # elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary
+
+Request = tuple[Sequence[int], Sequence[int]]  # tokens of a context, and of a continuation of it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a batch: a context, and continuations of it with their request numbers."""
+
+    context: tuple[int, ...]
+    targets: list[tuple[int, Sequence[int]]]
+
+    @cached_property
+    def tree(self) -> Tree:
+        """What is read of the continuations."""
+        return Tree.of([target for _, target in self.targets])
+
+    @property
+    def length(self) -> int:
+        """Tokens that are read."""
+        return len(self.context) + len(self.tree.tokens)
+
+
+def branch_limit(model: Any) -> int:
+    """The longest row in which a model takes branches; 0 where its architecture takes no mask and positions."""
+    config = model.config.get_text_config()
+    known = config.model_type.removeprefix("sentei_") in FAMILIES
+    masked = config._attn_implementation in ("sdpa", "eager")
+    return (getattr(config, "sliding_window", None) or sys.maxsize) if known and masked else 0
+
+
+def make_rows(requests: Sequence[Request], *, longest: int, branch: int) -> tuple[list[Row], int]:
+    """Requests by context, and how many contexts were too long and lost their beginning, as in the harness.
+
+    Args:
+        requests: numbered in their order.
+        longest: tokens in the model's context.
+        branch: rows up to this length hold all continuations of their context, longer ones a single one each.
+
+    Raises:
+        InputError: a continuation without tokens, or longer than the model's context.
+    """
+    contexts: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
+    truncated = 0
+    for number, (context, target) in enumerate(requests):
+        room = longest + 1 - len(target)
+        if not target or room < 1:
+            raise InputError(f"a continuation has {len(target)} tokens, expected 1 to {longest} (the model's context)")
+        truncated += len(context) > room
+        contexts.setdefault(tuple(context[-room:]), []).append((number, target))
+    rows = []
+    for begin, targets in contexts.items():
+        row = Row(begin, targets)
+        rows += [row] if row.length <= branch else [Row(begin, [target]) for target in targets]
+    return rows, truncated
+
+
+def make_batches(rows: Sequence[Row]) -> Iterator[Batch]:
+    """Rows of like length, at most as many as `BATCH_TOKENS` hold; those that begin alike come together."""
+    heads = Counter(row.context[:_HEAD] for row in rows)
+
+    def head(row: Row) -> tuple[int, ...]:
+        return row.context[:_HEAD] if heads[row.context[:_HEAD]] >= _HEAD else ()
+
+    for _, alike in itertools.groupby(sorted(rows, key=lambda row: (head(row), row.length)), key=head):
+        batch: list[Row] = []
+        for row in alike:
+            full = (len(batch) + 1) * row.length > BATCH_TOKENS
+            uneven = len(batch) * row.length >= _BUSY and row.length > _UNEVEN * batch[0].length
+            if batch and (full or uneven):
+                yield Batch.of(batch)
+                batch = []
+            batch.append(row)
+        yield Batch.of(batch)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side, for any number of models.
+
+    Attributes:
+        head: tokens that all contexts begin with, where reading them once is worth a pass of its own; else empty.
+        ids: what is read after the head, int64 [B, T]; padded with 0 on the right, which no real token sees.
+        places: their positions, int64 [B, T].
+        trees: per row, where its tree begins in T, and the tree.
+        picks: positions that predict, in the flattened B × T, int64 [P].
+        owners: which of the picks predicts each scored token, int64 [N].
+        targets: the scored tokens, int64 [N], continuation by continuation.
+        numbers: the request of each continuation.
+        sizes: tokens of each continuation.
+    """
+
+    head: tuple[int, ...]
+    ids: Tensor
+    places: Tensor
+    trees: list[tuple[int, Tree]]
+    picks: Tensor
+    owners: Tensor
+    targets: Tensor
+    numbers: list[int]
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Batch:
+        """Lays rows out."""
+        shared = _shared(rows)
+        width = max(row.length for row in rows) - shared
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        places = torch.zeros_like(ids)
+        picks: dict[int, int] = {}
+        owners: list[int] = []
+        trees = []
+        for index, row in enumerate(rows):
+            size, tree = len(row.context), row.tree
+            start = size - shared
+            ids[index, : start + len(tree.tokens)] = torch.tensor([*row.context[shared:], *tree.tokens])
+            places[index, : start + len(tree.tokens)] = torch.tensor(
+                [*range(shared, size), *(size + depth for depth in tree.depths)]
+            )
+            trees.append((start, tree))
+            for path in tree.paths:
+                owners += [picks.setdefault(index * width + start + node, len(picks)) for node in path]
+        continuations = [target for row in rows for target in row.targets]
+        return cls(
+            tuple(rows[0].context[:shared]),
+            ids,
+            places,
+            trees,
+            torch.tensor(list(picks)),
+            torch.tensor(owners),
+            torch.tensor([token for _, target in continuations for token in target]),
+            [number for number, _ in continuations],
+            [len(target) for _, target in continuations],
+        )
+
+    def score(self, model: Any) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Per request: its number, the log-probability (fp32) of each of its tokens, and the likeliest token there.
+
+        Both are on the CPU. The caller is in inference mode, the model in eval mode.
+        """
+        cache = self._read_head(model)
+        inputs: dict[str, Any] = {}
+        if any(tree.branches for _, tree in self.trees):
+            inputs = {
+                "position_ids": self.places.to(model.device),
+                "attention_mask": self._mask(model.dtype, model.device),
+            }
+        hidden, _ = final_hidden(model, self.ids.to(model.device), cache, **inputs)
+        chosen = hidden.flatten(0, 1)[self.picks.to(model.device)]
+        scores, best = _predict(model, chosen, self.owners.to(model.device), self.targets.to(model.device))
+        yield from zip(self.numbers, scores.cpu().split(self.sizes), best.cpu().split(self.sizes), strict=True)
+
+    def _read_head(self, model: Any) -> Any:
+        """The KV cache of the head, for each row of the batch."""
+        if not self.head:
+            return None
+        _, cache = final_hidden(model, torch.tensor([self.head], device=model.device), use_cache=True)
+        cache.reorder_cache(torch.zeros(len(self.ids), dtype=torch.long, device=model.device))
+        return cache
+
+    def _mask(self, dtype: torch.dtype, device: Any) -> Tensor:
+        """Additive mask [B, 1, T, head + T]: a token sees the context, its own path, and itself."""
+        count, size = self.ids.shape
+        head = len(self.head)
+        seen = torch.ones(size, head + size, dtype=torch.bool).tril(head).repeat(count, 1, 1)
+        for row, (start, tree) in zip(seen, self.trees, strict=True):
+            end = start + len(tree.tokens)
+            row[start:end, head + start : head + end] = tree.seen
+        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+        return mask[:, None].to(device)
+
+
+def _shared(rows: Sequence[Row]) -> int:
+    """How many tokens all contexts begin with (few-shot examples), or 0 where that is not worth a pass.
+
+    The last token of a context is never among them, as it predicts.
+    """
+    longest = min(len(row.context) for row in rows) - 1
+    columns = zip(*(row.context[:longest] for row in rows), strict=True)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    return shared if shared * (len(rows) - 1) >= _WORTH_SHARING else 0
+
+
+def _predict(model: Any, hidden: Tensor, owners: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability (fp32) of each target [N] after hidden states [P, D] at `owners` [N], and the likeliest token."""
+    size = max(1, _LOGITS // model.get_output_embeddings().weight.shape[0])
+    scores = torch.empty(len(targets), device=hidden.device)
+    best = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
+    for start in range(0, len(hidden), size):
+        table = logits(model, hidden[start : start + size])
+        best[start : start + size] = table.argmax(1)
+        mine = torch.nonzero((owners >= start) & (owners < start + size))[:, 0]
+        at = owners[mine] - start
+        scores[mine] = table[at, targets[mine]] - table.logsumexp(1)[at]
+    return scores, best[owners]
