@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from search.landscape import Landscape, space
 from sentei.search.bisect import bisect
 from sentei.search.cache import Cache
-from sentei.search.evolve import Evolution, evolve, swap
+from sentei.search.corrections import Corrections
+from sentei.search.evolve import Evolution, _offspring, evolve, swap
 from sentei.search.genetic import genetic
 from sentei.search.ledger import Allowance
 
@@ -133,6 +134,16 @@ def test_swaps_prefer_what_the_predictions_prefer_but_exclude_nothing() -> None:
         child = swap(SPACE, parent, budget, factors, rng)
         down += np.array(child) > parent
     assert down.min() > 0 and down[3] == down.min()
+
+
+def test_draws_explore_what_is_not_known() -> None:
+    blank = Corrections.learn(SPACE, Landscape(SPACE, rows=20).goal(), [])
+    budget = SPACE.cost(SPACE.dense) * 0.6
+    only_draws = Evolution(offspring=1, drawn=6)  # and no swaps
+    found = _offspring(SPACE, budget, blank, [SPACE.dense], only_draws, np.random.default_rng(0))
+    assert SPACE.solve(budget) == found[0] and len(found) >= 4
+    assert all(SPACE.cost(genome) <= budget for genome in found)
+    assert not _offspring(SPACE, 0, blank, [SPACE.dense], only_draws, np.random.default_rng(0)), "nothing is so small"
 
 
 def test_settings_are_told(land: Landscape) -> None:

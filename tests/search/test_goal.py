@@ -120,6 +120,12 @@ def test_looks_share_the_error_and_losers_go_early() -> None:
     assert bad / 600 > 0.9
 
 
+def test_what_is_still_unseen_is_all_that_is_uncertain() -> None:
+    values = np.tile([1.0, -1.3], 50)  # mean −0.15, standard error 0.116, 1.3 of them below 0
+    assert not below_zero(values, np.ones(100), 10_000)
+    assert below_zero(values, np.ones(100), 150), "two thirds of the rows are known: 2.2 standard errors"
+
+
 def test_with_all_rows_the_test_is_the_comparison() -> None:
     land = Landscape(space(), rows=100)
     goal = land.goal(0.05)

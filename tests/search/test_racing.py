@@ -57,6 +57,14 @@ def test_one_that_is_clearly_behind_goes_and_one_that_may_win_stays() -> None:
     assert behind(trial(base + 0.001), leader, 40), "all rows were seen"
 
 
+def test_those_behind_go_before_their_half_does() -> None:
+    land = Landscape(space(24, 16), rows=320)
+    near, far = land.space.at(0.05), land.space.at(0.5)
+    book = Ledger(land.space, land, land.goal(0.9))  # no one is hopeless
+    assert [trial.genome for trial in race(book, [far, near], keep=1.0)] == [near]
+    assert len(book.trials[far].outcome.score) == 40
+
+
 def test_a_candidate_that_diverges_is_out_of_the_race() -> None:
     land = Landscape(space(24, 16), rows=320)
     good, bad = land.space.at(0.02), land.space.at(0.01)

@@ -12,6 +12,8 @@ from sentei.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST = 16.0  # weight of a position that says an answer
+
 
 class Calibration(NamedTuple):
     """Contexts with their right answers, shortest first, padded on the right.
@@ -41,7 +43,8 @@ def calibration(
         rows: of one task.
         tokenizer: of transformers.
         length: at most so many tokens per row.
-        answer_weight: by default, positions that say answers have half of the whole weight, but at least 1 each.
+        answer_weight: by default, positions that say answers have half of the whole weight, but each at least 1 and at
+            most `MOST`: with one-word answers half of all would rest on as few tokens as there are rows.
 
     Raises:
         InputError: no rows; a length below 2; an answer that leaves no room for its context; a weight of 0 or less.
@@ -76,5 +79,5 @@ def calibration(
         real[at, :end] = True
     before = answers.roll(-1, dims=1)  # nothing wraps around: the first token is never an answer's
     if answer_weight is None:
-        answer_weight = max(1.0, float((real & ~before).sum() / before.sum()))
+        answer_weight = min(MOST, max(1.0, float((real & ~before).sum() / before.sum())))
     return Calibration(ids, torch.where(before, answer_weight, 1.0) * real, answers)

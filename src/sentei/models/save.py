@@ -49,7 +49,7 @@ def save(
     stock = as_stock(model)
     saved = model if stock is None else stock
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
-        with _quiet():
+        with quiet():
             saved.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
@@ -58,7 +58,7 @@ def save(
             shutil.copyfile(modeling_sentei.__file__, scratch / "modeling_sentei.py")
         if plan is not None:
             plan.save(scratch / "plan.json")
-        legal = _copy_legal(Path(model.name_or_path or "."), scratch)
+        legal = copy_legal(Path(model.name_or_path or "."), scratch)
         write_text(scratch / "README.md", card or model_card(saved, plan, bundled=stock is None, legal=legal))
         for file in scratch.iterdir():
             file.chmod(0o644)  # transformers writes weights for the owner only
@@ -78,16 +78,21 @@ def _mend_config(directory: Path, class_name: str, plan: Plan | None, *, bundled
         stem = class_name.removesuffix("ForCausalLM")
         names = {"AutoConfig": f"{stem}Config", "AutoModel": f"{stem}Model", "AutoModelForCausalLM": class_name}
         values["auto_map"] = {auto: f"modeling_sentei.{name}" for auto, name in names.items()}
-    rope = dict(values.get("rope_parameters") or {})
-    if "rope_theta" in rope:  # transformers 4, llama.cpp's converter and MLX read the old spelling
-        values["rope_theta"] = rope.pop("rope_theta")
-        values["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+    spell_rope_twice(values)
     if plan is not None:
         values["prune_provenance"] = {"tool": "sentei", "method": plan.method, "plan_sha256": plan.digest()}
     write_json(directory / "config.json", values)
 
 
-def _copy_legal(source: Path, target: Path) -> list[str]:
+def spell_rope_twice(values: dict[str, Any]) -> None:
+    """Adds the old spelling of RoPE to a config, which transformers 4, llama.cpp's converter and MLX read."""
+    rope = dict(values.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        values["rope_theta"] = rope.pop("rope_theta")
+        values["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+
+
+def copy_legal(source: Path, target: Path) -> list[str]:
     """Copies the licence files of the model that this one was made from, if it came from a directory."""
     files = [f for pattern in _LEGAL for f in sorted(source.glob(pattern)) if f.is_file()] if source.is_dir() else []
     is_model = (source / "config.json").exists()
@@ -97,7 +102,7 @@ def _copy_legal(source: Path, target: Path) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bar, which flashes by, and its remark on per-layer sizes; put back afterwards."""
     from transformers.utils import logging
 

@@ -54,8 +54,8 @@ class Problem:
         """Raises InputError where the target engine cannot hold the architecture, whatever is removed."""
         if self.dense.qk_norm and not self.budget.limits.qk_norm:
             raise InputError(
-                f"engine {self.budget.target_engine!r} reads pruned models as nemotron-nas, which has no norms on q and "
-                "k; use --target-engine transformers, gguf, onnx, openvino or uniform"
+                f"engine {self.budget.target_engine!r} reads pruned models as nemotron-nas, which has no norms on q "
+                "and k; use --target-engine transformers, gguf, onnx, openvino or uniform"
             )
 
     @cached_property

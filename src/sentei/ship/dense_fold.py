@@ -1,0 +1,147 @@
+"""`dense-fold`: low-rank pairs multiplied back and zero padding to one size. Runs everywhere, saves nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from sentei.families import FAMILIES, family_of
+from sentei.families.base import Family
+from sentei.families.surgery import OURS, on_meta
+from sentei.plan import BlockShape, ModelShape
+from sentei.ship.base import FLOATS, Options, Route
+from sentei.ship.directory import padding_bytes, write_directory
+from sentei.ship.tensors import grown_tensors
+from sentei.ship.uniform import EVERYWHERE, SERVE, stock_reach, window_of
+
+if TYPE_CHECKING:
+    from sentei.models.load import Loaded
+
+_WINDOWS = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
+_LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """The stock form: its class family, the size that all blocks get, which blocks stay, which biases it needs."""
+
+    family: Family
+    block: BlockShape
+    kept: list[int]
+    biases: dict[str, bool]
+
+
+def fold(config: Any) -> Fold | None:
+    """The smallest stock form that holds a model with this config; None where there is none."""
+    own = family_of(config)
+    shape = own.shape(config)
+    kept = [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
+    blocks = [shape.blocks[i] for i in kept]
+    most = BlockShape(
+        kv_groups=max(b.kv_groups for b in blocks),
+        heads_per_group=max(b.heads_per_group for b in blocks),
+        ffn=max(b.ffn for b in blocks),
+    )
+    groups = config.num_key_value_heads  # of the dense model: those that its own class takes for certain
+    dense = most.model_copy(
+        update={"kv_groups": groups, "heads_per_group": config.num_attention_heads // groups},
+    )
+    biases = {
+        "qkv_bias": shape.qkv_bias,
+        "o_bias": shape.o_bias or any(b.o_bias for b in blocks),
+        "mlp_bias": shape.mlp_bias or any(b.down_bias for b in blocks),
+    }
+    for name in dict.fromkeys((*own.uniform_as, own.name, "llama")):
+        for block in (most, dense):
+            if most.ffn and _holds(FAMILIES[name], own, config, shape, block, biases):
+                return Fold(FAMILIES[name], block, kept, biases)
+    return None
+
+
+def _holds(
+    target: Family, own: Family, config: Any, shape: ModelShape, block: BlockShape, biases: dict[str, bool]
+) -> bool:
+    heads = block.kv_groups * block.heads_per_group
+    rule = {
+        "free": True,
+        "divide": shape.hidden % heads == 0,
+        "exact": shape.hidden == heads * shape.head_dim,
+    }[target.heads]
+    same_reach = target is own or window_of(config) is None
+    # a bias that is not there can be zero, one that is there needs a place
+    biased = all(getattr(target, name) or not needed for name, needed in biases.items())
+    return rule and same_reach and biased and target.qk_norm == shape.qk_norm
+
+
+def stock_config(config: Any, form: Fold) -> Any:
+    """The stock config of a fold."""
+    own = family_of(config)
+    drop: tuple[str, ...] = OURS
+    if form.family is not own:
+        drop = (*OURS, *_WINDOWS, *_LLAMA_ONLY)
+    values = {key: value for key, value in config.to_dict().items() if key not in drop}
+    block = form.block
+    values |= {
+        "num_hidden_layers": len(form.kept),
+        "intermediate_size": block.ffn,
+        "head_dim": own.shape(config).head_dim,
+        "num_attention_heads": block.kv_groups * block.heads_per_group,
+        "num_key_value_heads": block.kv_groups,
+    }
+    if form.family.name == "mistral":
+        values.setdefault("sliding_window", None)  # else the default of 4,096
+    for name in ("qkv_bias", "o_bias", "mlp_bias"):
+        key = getattr(form.family, name)
+        if isinstance(key, str):
+            values[key] = form.biases[name] or values.get(key, False)
+    if kinds := values.get("layer_types"):
+        kinds = values["layer_types"] = [kinds[i] for i in form.kept]
+        values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
+    return getattr(transformers, f"{form.family.prefix}Config")(**values)
+
+
+def refuse(loaded: Loaded) -> str | None:
+    """What zeros cannot mend: biases, a window or norms without a place in any stock class."""
+    if fold(loaded.model.config) is not None:
+        return None
+    return "its biases have no place in any stock class of this architecture; use --to hf, onnx or openvino"
+
+
+def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
+    """Writes the stock class of the largest sizes; every smaller part is filled up with zeros."""
+    model, dtype = loaded.model, options.dtype_of(loaded.model)
+    form = _fold(loaded)
+    config = stock_config(model.config, form)
+    target = on_meta(getattr(transformers, f"{form.family.prefix}ForCausalLM"), config, getattr(torch, FLOATS[dtype]))
+    tensors = grown_tensors(model, target, [form.block] * len(form.kept), form.kept)
+    values = config.to_dict() | {"architectures": [type(target).__name__]}
+    written = write_directory(loaded, path, values, tensors, dtype)
+    shape = family_of(model.config).shape(model.config)
+    folded = any(block.ranks for block in shape.blocks)
+    return {
+        "dtype": dtype,
+        "padding_bytes": padding_bytes(model, written, dtype),
+        "arch": type(target).__name__,
+        **({"lossless": False} if folded and dtype != "F32" else {}),  # a product is rounded once more
+    }
+
+
+def _fold(loaded: Loaded) -> Fold:
+    form = fold(loaded.model.config)
+    assert form is not None  # `refuse` comes first
+    return form
+
+
+ROUTE = Route(
+    name="dense-fold",
+    line="a stock class for any model: zero padding, low-rank pairs multiplied back; saves nothing",
+    engines=EVERYWHERE,
+    refuse=refuse,
+    write=write,
+    reach=lambda loaded: stock_reach(stock_config(loaded.model.config, _fold(loaded))),
+    serve=SERVE,
+)

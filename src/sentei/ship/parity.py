@@ -1,0 +1,296 @@
+"""Parity: does an engine give the log-probabilities that our torch model gives, for every word at every position?"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sentei.errors import InputError, unknown
+from sentei.files import read_json
+from sentei.progress import Progress
+from sentei.ship import ROUTES
+from sentei.ship.engines import ENGINES, Engine, LogProbs, Session, Timing
+
+if TYPE_CHECKING:
+    from sentei.models.load import Loaded
+
+__all__ = ["ENGINES", "Engine", "LogProbs", "Parity", "Session", "Timing", "engine_for", "facts_path", "parity"]
+
+LENGTHS = (16, 128, 512)
+TOKENS = 2000
+# Largest |Δ log p| that is rounding: twice what was measured on SmolLM2-135M (docs/export.md). By what the engine
+# computes in, and by what the export rounded the weights to where that loses something; both add up.
+COMPUTED = {"F32": 1e-3, "F16": 0.25, "BF16": 4.0, "Q8_0": 4.0, "INT8": 4.0}
+ROUNDED = {"F16": 0.025, "BF16": 0.25, "Q8_0": 4.0, "INT8": 4.0}
+
+
+@dataclass
+class Compared:
+    """What was found over some positions.
+
+    Attributes:
+        positions: how many.
+        delta: largest |Δ log p| over the vocabulary; infinite where the engine gave no number.
+        worst: where that was: text (its number), token_index, token (its id).
+        flips: positions where the likeliest word differs although the reference has no tie.
+        ties: positions where the reference's two likeliest words are closer than twice the tolerance.
+    """
+
+    positions: int = 0
+    delta: float = 0.0
+    worst: dict[str, int] = field(default_factory=dict)
+    flips: int = 0
+    ties: int = 0
+
+    def add(self, wanted: LogProbs, got: LogProbs, *, text: int, first: int, tolerance: float) -> None:
+        """Counts rows [n, V] of one text, for the prefixes that end with token `first` and the ones after it."""
+        if wanted.shape != got.shape:
+            raise InputError(
+                f"the engine gave log-probabilities {list(got.shape)}, expected {list(wanted.shape)} (positions × "
+                "words); export and model do not belong together"
+            )
+        delta = np.abs(wanted - got)
+        delta[~np.isfinite(delta)] = np.inf
+        row, token = divmod(int(delta.argmax()), delta.shape[1])
+        if not self.positions or delta[row, token] > self.delta:
+            self.delta = float(delta[row, token])
+            self.worst = {"text": text, "token_index": first + row, "token": token}
+        second, top = np.partition(wanted, -2, axis=1)[:, -2:].T
+        tie = top - second < 2 * tolerance
+        self.positions += len(wanted)
+        self.ties += int(tie.sum())
+        self.flips += int((~tie & (wanted.argmax(1) != got.argmax(1))).sum())
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The outcome. `texts`: whose they were; `decode` fed the second half of every window token by token."""
+
+    engine: str
+    version: str
+    texts: str
+    windows: list[int]
+    vocabulary: int
+    dtype: str
+    tolerance: float
+    prefill: Compared
+    decode: Compared
+
+    @property
+    def delta(self) -> float:
+        """The larger of both deviations."""
+        return max(self.prefill.delta, self.decode.delta)
+
+    @property
+    def passed(self) -> bool:
+        """Within the tolerance everywhere, and the same likeliest word wherever there is no tie."""
+        return self.delta <= self.tolerance and not self.prefill.flips and not self.decode.flips
+
+    def facts(self) -> dict[str, Any]:
+        """For export.json."""
+        values = asdict(self)
+        for name in ("prefill", "decode"):
+            if values[name]["delta"] == np.inf:
+                values[name]["delta"] = None  # JSON has no infinity
+        return values | {"passed": self.passed}
+
+    def verdict(self) -> str:
+        """One line."""
+        positions = f"{self.prefill.positions:,} tokens × {self.vocabulary:,} words"
+        line = f"max |Δ log p| {self.delta:.1e} over {positions}, {self.engine} {self.version}"
+        if self.passed:
+            return f"parity: passed, {line}"
+        name, worse = max((("prefill", self.prefill), ("decode", self.decode)), key=lambda pair: pair[1].delta)
+        where = f"worst at text {worse.worst['text']}, token {worse.worst['token_index']}, word {worse.worst['token']}"
+        flips = self.prefill.flips + self.decode.flips
+        return (
+            f"parity: FAILED, {line}; tolerance {self.tolerance:.0e}; {where} ({name}); {flips} likeliest words differ"
+        )
+
+
+def facts_path(export: Path) -> Path:
+    """Where the facts of an export are: in the directory, or beside the file."""
+    return export / "export.json" if export.is_dir() else export.with_name(f"{export.name}.json")
+
+
+def read_facts(export: Path) -> dict[str, Any]:
+    """The facts of an export.
+
+    Raises:
+        InputError: nothing there, or not made by `sentei export`.
+    """
+    if not export.exists():
+        raise InputError(f"{export} does not exist; make it with sentei export MODEL --to … --out {export}")
+    if not facts_path(export).exists():
+        raise InputError(f"{facts_path(export)} is missing, so {export} is no export of sentei; export the model again")
+    facts = read_json(facts_path(export))
+    if not isinstance(facts, dict) or facts.get("route") not in ROUTES:
+        raise InputError(f"{facts_path(export)} names no known route; export the model again")
+    return facts
+
+
+def engine_for(facts: dict[str, Any], name: str | None = None) -> Engine:
+    """The engine that reads an export: the named one, else the first that is installed.
+
+    Raises:
+        InputError: unknown, not one that reads this export, or not installed (with the command that installs it).
+    """
+    reads = [e for e in ROUTES[facts["route"]].engines if e in ENGINES and e not in facts["unreachable"]]
+    if name is not None and name not in reads:
+        raise unknown("engine for this export", name, reads)
+    engines = [ENGINES[e] for e in ([name] if name else reads)]
+    if not engines:
+        reasons = "; ".join(f"{e} {why}" for e, why in facts["unreachable"].items())
+        raise InputError(f"no engine that runs here reads this {facts['route']} export: {reasons or 'none is known'}")
+    found = next((engine for engine in engines if engine.installed()), None)
+    if found is None:
+        raise InputError(
+            f"{engines[0].name} is not installed, and it reads this export: pip install {engines[0].package}"
+        )
+    return found
+
+
+def parity(
+    model: Loaded | str | Path,
+    export: str | Path,
+    *,
+    engine: str | None = None,
+    texts: Sequence[str] | None = None,
+    source: str = "demo",
+    lengths: Sequence[int] = LENGTHS,
+    tokens: int = TOKENS,
+    tolerance: float | None = None,
+    progress: Progress | None = None,
+) -> Parity:
+    """Runs an export in its engine and compares every log-probability with our torch model in fp32.
+
+    Args:
+        model: that the export was made from.
+        export: a file or directory of `sentei export`.
+        engine: a name of `ENGINES`; default: the first installed one that reads the export.
+        texts: real text; default: the demo text's test half.
+        source: what to call the texts in the record.
+        lengths: tokens of the windows, in turns; cut to the model's context.
+        tokens: of all windows together.
+        tolerance: largest |Δ log p|; default: by precision (`COMPUTED`, `ROUNDED`).
+        progress: told about every window.
+
+    Raises:
+        InputError: the export is of another model, its engine is not installed, or there is not enough text.
+    """
+    from sentei.models.load import as_loaded, context_length, load
+
+    facts = read_facts(Path(export))
+    runner = engine_for(facts, engine)
+    loaded = (
+        as_loaded(model) if not isinstance(model, (str, Path)) else load(model, dtype=facts["loaded"], device="cpu")
+    )
+    if loaded.digest != facts["digest"]:
+        raise InputError(
+            f"{export} was made from other weights ({facts['digest'][:12]}…, {loaded.name} has {loaded.digest[:12]}…); "
+            "name the model that it was exported from, or export again"
+        )
+    if texts is None:
+        from sentei.data.demo import demo_texts
+
+        texts = demo_texts("test")
+    sizes = [min(length, context_length(loaded.model)) for length in lengths]
+    windows = text_windows(texts, loaded.tokenizer, sizes, tokens)
+    reference = loaded.model if str(loaded.model.dtype) == "torch.float32" else copy.deepcopy(loaded.model).float()
+    prefill, decode = Compared(), Compared()
+    with opened(runner, Path(export)) as session:
+        limit = tolerance if tolerance is not None else _tolerance(session.dtype, facts)
+        with (progress or Progress()).stage(f"parity, {runner.name}", total=tokens, unit="tokens") as bar:
+            for text, ids in windows:
+                wanted, half = reference_rows(reference, ids), len(ids) // 2
+                prefill.add(wanted, session.log_probs(ids), text=text, first=0, tolerance=limit)
+                decode.add(wanted[half:], session.decode(ids, half), text=text, first=half, tolerance=limit)
+                bar.advance(len(ids))
+        precision = session.dtype
+    return Parity(
+        engine=runner.name,
+        version=runner.version(),
+        texts=source,
+        windows=[len(ids) for _, ids in windows],
+        vocabulary=wanted.shape[1],
+        dtype=precision,
+        tolerance=limit,
+        prefill=prefill,
+        decode=decode,
+    )
+
+
+@contextlib.contextmanager
+def opened(engine: Engine, export: Path) -> Iterator[Session]:
+    """A session that is closed whatever happens."""
+    session = engine.open(export)
+    try:
+        yield session
+    finally:
+        session.close()
+
+
+def text_windows(
+    texts: Sequence[str], tokenizer: Any, lengths: Sequence[int], tokens: int
+) -> list[tuple[int, list[int]]]:
+    """Windows of the given lengths in turns, `tokens` in all: the number of the text that it begins with, and its ids.
+
+    A window begins with a text and goes on with the next ones where that is too short. No special tokens.
+
+    Raises:
+        InputError: no tokenizer, a window shorter than two tokens, or too little text.
+    """
+    if tokenizer is None:
+        raise InputError("parity reads real text, and the model has no tokenizer; put its files into the directory")
+    if min(*lengths, tokens) < 2:
+        raise InputError(f"parity needs windows of at least 2 tokens; got lengths {list(lengths)}, {tokens} tokens")
+    windows: list[tuple[int, list[int]]] = []
+    at, left = 0, tokens
+    for wanted in itertools.cycle(lengths):
+        length = min(wanted, left)
+        if length < 2:
+            return windows
+        first, ids = at, list[int]()
+        while len(ids) < length:
+            if at == len(texts):
+                raise InputError(
+                    f"the text ends after {tokens - left + len(ids)} tokens, parity wants {tokens}; ask for less"
+                )
+            ids += tokenizer(texts[at], add_special_tokens=False, verbose=False).input_ids
+            at += 1
+        windows.append((first, ids[:length]))
+        left -= length
+    raise AssertionError  # a cycle of at least one length has no end
+
+
+def reference_rows(model: Any, ids: list[int]) -> LogProbs:
+    """Log-probabilities [T, V] of our own model."""
+    import torch
+
+    from sentei.prove.forward import evaluating, final_hidden, logits
+
+    with evaluating(model):
+        hidden, _ = final_hidden(model, torch.tensor([ids], device=model.device))
+        rows: LogProbs = logits(model, hidden[0]).log_softmax(-1).cpu().numpy()
+    return rows
+
+
+def _tolerance(computed: str, facts: dict[str, Any]) -> float:
+    """What rounding explains, in the engine and in the weights of the file.
+
+    Raises:
+        InputError: a format for which no such figure is known.
+    """
+    if computed not in COMPUTED or not (facts["lossless"] or facts["dtype"] in ROUNDED):
+        raise InputError(
+            f"what {facts['dtype']} rounds away is no question of parity; compare quality with sentei eval, or pass "
+            "--tolerance (largest |Δ log p|)"
+        )
+    return COMPUTED[computed] + (0.0 if facts["lossless"] else ROUNDED[facts["dtype"]])
