@@ -49,7 +49,7 @@ class Settings:
     """
 
     steps: int = 200
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     parameters: Parameters = "all"
     residual: float = RESIDUAL_SHARE
     batch_tokens: int = 512

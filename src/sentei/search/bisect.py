@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RESOLUTION = 0.01
 NEIGHBOURS = 2
+STEP = 0.08  # of the first move of a climb
 
 Path = Callable[[float], Genome]  # share removed -> genome
 
@@ -94,6 +95,38 @@ def descend(
         if found is None:
             return low
         low, high = found, min(1.0, found + resolution * (neighbours + 1))
+
+
+def climb(ledger: Ledger, path: Path, *, start: float, step: float = STEP, resolution: float = RESOLUTION) -> float:
+    """The largest share that holds near one that probably does: steps that grow, up or down, then bisection.
+
+    For evaluations so dear that a bisection of everything is too much.
+
+    Args:
+        ledger: measures.
+        path: the genome for a share.
+        start: the share that is tried first.
+        step: of the first move.
+        resolution: of the share.
+
+    Returns:
+        The largest share that was found to hold.
+
+    Raises:
+        Spent: the allowance is used up.
+    """
+    low, high, share, up = 0.0, 1.0, start or step, True
+    while high - low >= resolution:
+        if holds(ledger, path, share, (1.0,)):
+            low = share
+        else:
+            high, up = share, up and low > 0
+        if high < 1 and low > 0:
+            share = (low + high) / 2
+        else:  # one end is unknown
+            share = min(low + step, (low + 1) / 2) if up and high == 1 else max(high - step, high / 2)
+            step *= 1.5
+    return low
 
 
 def holds(ledger: Ledger, path: Path, share: float, rungs: Sequence[float]) -> bool:

@@ -1,4 +1,4 @@
-"""The library: every entry of the menus as a module, and candidates that are evaluated by switching modules in place.
+"""The library: every entry of the menus as a module; candidates are evaluated by switching modules in place.
 
 Entries are fitted in closed form from the profile's Gram matrices, with the dense model's inputs; factors are nested, so
 one decomposition per matrix serves all its ranks. Nothing is built again for a candidate, and its evaluation costs a
@@ -35,7 +35,10 @@ MEMORY = 2.0  # modules that are kept, in sizes of the dense model's blocks
 class Coding(Protocol):
     """What genomes mean: the menus' own levels, or one gene per matrix (`sentei.search.matrices`)."""
 
-    space: Space
+    @property
+    def space(self) -> Space:
+        """Of the genomes."""
+        ...
 
     def entries(self, genome: Genome) -> list[Entry]:
         """One entry per part of the menus."""

@@ -1,0 +1,77 @@
+"""`sentei fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+
+TaskOption = Annotated[
+    Path, typer.Option("--task", metavar="FILE", help="YAML: data, metric, splits; see docs/tasks.md.")
+]
+EngineOption = Annotated[
+    str, typer.Option("--target-engine", help="Whose legal sizes hold: transformers, gguf, vllm, …")
+]
+Objective = Annotated[str, typer.Option(help="What shall be small: params, flops, or bytes with the KV cache.")]
+Kinds = Annotated[str, typer.Option(help="structural, low-rank, or both with a comma; default: what the engine holds.")]
+RowLength = Annotated[int, typer.Option("--length", min=2, help="Tokens of a calibration row at most.")]
+
+
+def fit_command(
+    model: Model,
+    task: TaskOption,
+    out: Out,
+    tolerance: Annotated[float, typer.Option(help="Loss that is allowed: 0.01 is 1 % of the metric.")] = 0.01,
+    minutes: Annotated[float | None, typer.Option(help="For everything; default: until the search ends.")] = None,
+    search: Annotated[str, typer.Option(help="evolve (ours), path, or LLM-Sieve's genetic, uniform.")] = "evolve",
+    strict: Annotated[bool, typer.Option("--strict", help="The 95 % interval must be within the tolerance.")] = False,
+    objective: Objective = "params",
+    target_engine: EngineOption = "transformers",
+    kinds: Kinds = "",
+    length: RowLength = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
+    dtype: DtypeOption = Dtype.bfloat16,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Find the smallest model that still does a task. An interrupted run goes on when it is started again."""
+    from sentei.data.task_file import TaskFile
+    from sentei.errors import QualityError
+    from sentei.files import read_json, write_text
+    from sentei.fit.fit import fit
+    from sentei.fit.setup import claim, search_budget, search_kinds
+    from sentei.models.load import load
+    from sentei.progress import TerminalProgress
+    from sentei.report.fit import render, summary
+
+    wanted, budget = TaskFile.load(task), search_budget(objective, target_engine)
+    allowed = search_kinds(kinds, target_engine)
+    claim(out, overwrite=overwrite)
+    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    try:
+        report = fit(
+            loaded,
+            wanted,
+            out,
+            tolerance=tolerance,
+            minutes=minutes,
+            search=search,
+            strict=strict,
+            budget=budget,
+            kinds=allowed,
+            length=length,
+            seed=seed,
+            progress=TerminalProgress(),
+        ).report
+    except QualityError:
+        write_text(out / "report.html", render(read_json(out / "report.json")))
+        raise
+    write_text(out / "report.html", render(report))
+    if format is Format.json:
+        print_json(report)
+    else:
+        typer.echo(f"{summary(report)}\n{out / 'report.html'} shows it; {out / 'model'} is the model")

@@ -1,0 +1,58 @@
+"""`sentei frontier`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.fit import EngineOption, Kinds, Objective, RowLength, TaskOption
+
+
+def frontier_command(
+    model: Model,
+    task: TaskOption,
+    out: Out,
+    shares: Annotated[
+        list[float] | None, typer.Option("--share", help="Share to remove; may repeat. Default: 0.1 to 0.7.")
+    ] = None,
+    latency: Annotated[bool, typer.Option("--latency/--no-latency", help="Predict seconds on this machine.")] = True,
+    objective: Objective = "params",
+    target_engine: EngineOption = "transformers",
+    kinds: Kinds = "",
+    length: RowLength = 512,
+    dtype: DtypeOption = Dtype.bfloat16,
+    trust_remote_code: Trust = False,
+    overwrite: Overwrite = False,
+    format: FormatOption = Format.text,
+) -> None:
+    """Measure the whole curve of size, quality and latency; each point is a plan for `sentei cut`."""
+    from sentei.data.task_file import TaskFile
+    from sentei.files import write_text
+    from sentei.fit.frontier import SHARES, frontier
+    from sentei.fit.setup import claim, search_budget, search_kinds
+    from sentei.models.load import load
+    from sentei.progress import TerminalProgress
+    from sentei.report.frontier import render, summary
+
+    wanted, budget = TaskFile.load(task), search_budget(objective, target_engine)
+    allowed = search_kinds(kinds, target_engine)
+    claim(out, overwrite=overwrite)
+    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    report = frontier(
+        loaded,
+        wanted,
+        out,
+        shares=shares or SHARES,
+        budget=budget,
+        kinds=allowed,
+        length=length,
+        latency=latency,
+        progress=TerminalProgress(),
+    )
+    write_text(out / "frontier.html", render(report))
+    if format is Format.json:
+        print_json(report)
+    else:
+        typer.echo(f"{summary(report)}\n{out / 'frontier.html'} shows it; apply a point: sentei cut MODEL --plan …")

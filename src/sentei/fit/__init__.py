@@ -1,0 +1,1 @@
+"""The smallest model for a task: `fit`, and the whole curve of sizes: `frontier`."""

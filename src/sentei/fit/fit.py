@@ -1,0 +1,297 @@
+"""`fit`: the smallest model that still does a task, within a tolerance of the dense one.
+
+1. A search finds a genome on the search rows, candidates being switched in place.
+2. Real cuts, which fit every part for what the cut parts before it give, go on from there along the same path: they
+   lose less than candidates in place, so that more can go.
+3. The smallest cut that holds is measured again on the confirmation rows, because the best of many looks better than it
+   is; where it does not hold there, the next larger one is tried, and how often is reported.
+4. The test rows are read once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentei
+from sentei.data.task_file import TaskFile
+from sentei.errors import InputError, QualityError, unknown
+from sentei.files import write_json
+from sentei.fit.cuts import Candidate, Cutter, climbed
+from sentei.fit.setup import KINDS, LENGTH, Setup, about, set_up
+from sentei.models.load import Loaded
+from sentei.models.save import save
+from sentei.plan import Budget, ModelShape, Plan
+from sentei.progress import Progress
+from sentei.report.build import blocks
+from sentei.search.bisect import bisect
+from sentei.search.cache import Cache
+from sentei.search.evolve import evolve
+from sentei.search.genetic import genetic
+from sentei.search.goal import Goal
+from sentei.search.ledger import Allowance, Result
+from sentei.search.library import Coding, Library
+from sentei.search.matrices import FINE, Matrices
+
+SEARCHES = ("evolve", "path", "genetic", "uniform")
+IN_PLACE = 0.4  # share of the time for candidates in place; real cuts have the rest
+LOOKS = 4  # cuts that are tried on the confirmation rows
+APART = 0.02  # of the dense size, between two of them
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` made: the contents of report.json, and the plan whose model was saved."""
+
+    report: dict[str, Any]
+    plan: Plan
+    directory: Path
+
+
+def fit(
+    loaded: Loaded,
+    task: TaskFile,
+    out: Path,
+    *,
+    tolerance: float = 0.01,
+    minutes: float | None = None,
+    search: str = "evolve",
+    strict: bool = False,
+    budget: Budget | None = None,
+    kinds: Sequence[str] = KINDS,
+    length: int = LENGTH,
+    evaluations: float = math.inf,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Finds, confirms and saves the smallest model within the tolerance.
+
+    Args:
+        loaded: the dense model.
+        task: data, metric and splits.
+        out: run directory: model/, plan.json, report.json, and journals with which an interrupted run goes on.
+        tolerance: 0.01 allows the metric to be 1 % worse than the dense model's, relatively.
+        minutes: for everything; None: until the search ends by itself.
+        search: "evolve" (ours), "path" (the knapsack's path alone), "genetic" and "uniform" (LLM-Sieve's).
+        strict: the whole 95 % interval of the change must be within the tolerance, not only its point estimate.
+        budget: what size means (`sparsity`: params, `flops`, `bytes`) and for which engine; its amount is not used.
+        kinds: of removal.
+        length: tokens of a calibration row at most.
+        evaluations: of candidates in place, at most.
+        seed: of the search.
+        progress: told about everything.
+
+    Raises:
+        InputError: a task, metric or setting that cannot be used.
+        QualityError: nothing smaller than the dense model was confirmed; report.json is written all the same.
+    """
+    if search not in SEARCHES:
+        raise unknown("search", search, SEARCHES)
+    if minutes is not None and not minutes > 0:
+        raise InputError(f"minutes: {minutes:g} is no time; give more than 0")
+    progress, clock = progress or Progress(), _Clock()
+    deadline = clock.started + 60 * minutes if minutes is not None else math.inf
+    setup = set_up(
+        loaded,
+        task,
+        out,
+        tolerance=tolerance,
+        budget=budget or Budget(sparsity=0.0),
+        kinds=kinds,
+        length=length,
+        progress=progress,
+    )
+    clock.lap("set up")
+    now = time.monotonic()
+    allowance = Allowance(evaluations, now + IN_PLACE * (deadline - now), pace=setup.score_seconds)
+    found, coding = _in_place(setup, search, allowance, out, seed, progress)
+    clock.lap("search in place")
+    cutter = Cutter(setup, progress)
+    journal = out / f"{search}-cuts.jsonl"
+    candidates, scored, history = _cut(setup, cutter, search, found, coding, deadline, journal, progress)
+    clock.lap("real cuts")
+    verdict, chosen = _confirm(setup, cutter, candidates, strict=strict, progress=progress)
+    clock.lap("confirm and test")
+    fitted = {
+        "tolerance": tolerance,
+        "strict": strict,
+        "search": search,
+        "searched_in_place": setup.goal.value(found.outcome),
+        "removed_in_place": 1 - found.cost / coding.space.cost(coding.space.dense),
+        **verdict,
+        "evaluations": round(found.evaluations + scored, 2),
+        "cuts": scored,
+        "stopped": found.stopped,
+        "minutes": round(clock.minutes, 2),
+    }
+    report = _report(setup, fitted, chosen, [*found.history, *history], clock)
+    if chosen is not None:
+        chosen.plan.save(out / "plan.json")
+        model = cutter.model(chosen.plan)
+        save(model, out / "model", tokenizer=loaded.tokenizer, plan=chosen.plan, overwrite=True)
+    write_json(out / "report.json", report)
+    if chosen is None:
+        raise QualityError(_nothing(setup, fitted, out))
+    return Fitted(report, chosen.plan, out)
+
+
+class _Clock:
+    """When it began, and how long each step took."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name], self._last = now - self._last, now
+
+    @property
+    def minutes(self) -> float:
+        return (time.monotonic() - self.started) / 60
+
+
+def _in_place(
+    setup: Setup, search: str, allowance: Allowance, out: Path, seed: int, progress: Progress
+) -> tuple[Result, Coding]:
+    """The search over candidates in place, and what its genomes mean."""
+    menus = setup.menus
+    coding: Coding = menus
+    if search in ("genetic", "uniform"):
+        coding = Matrices(menus, FINE) if search == "uniform" else Matrices(menus)
+    library = Library(setup.loaded.model, setup.profile, menus, setup.prepared["search"], coding)
+    cache = Cache(coding.space, setup.goal.rows, out / f"{search}.jsonl", setup.identity)
+    shared: dict[str, Any] = {"allowance": allowance, "cache": cache, "progress": progress}
+    try:
+        if search == "evolve":
+            return evolve(coding.space, library, setup.goal, seed=seed, **shared), coding
+        if search == "genetic":
+            return genetic(coding.space, library, setup.goal, seed=seed, **shared), coding
+        path = coding.space.uniform if search == "uniform" else coding.space.at
+        return bisect(coding.space, library, setup.goal, path=path, **shared), coding
+    finally:
+        library.restore()
+
+
+def _cut(
+    setup: Setup,
+    cutter: Cutter,
+    search: str,
+    found: Result,
+    coding: Coding,
+    deadline: float,
+    journal: Path,
+    progress: Progress,
+) -> tuple[list[Candidate], float, list[dict[str, Any]]]:
+    """Real cuts that hold on the search rows, the smallest first; the published searches make one only."""
+    if search in ("genetic", "uniform"):
+        if found.genome == coding.space.dense:
+            return [], 0.0, []
+        made = cutter.candidate(coding.entries(found.genome))
+        return [made] if setup.goal.met(made.outcome) else [], 1.0, []
+    ahead = setup.rows["confirm"] + setup.rows["test"]
+    reserve = setup.cut_seconds + 2.5 * setup.score_seconds * ahead / setup.rows["search"]
+    return climbed(setup, cutter, found.genome, deadline=deadline - reserve, journal=journal, progress=progress)
+
+
+def _confirm(
+    setup: Setup, cutter: Cutter, candidates: list[Candidate], *, strict: bool, progress: Progress
+) -> tuple[dict[str, Any], Candidate | None]:
+    """The smallest candidate that holds on the confirmation rows too; then its test."""
+    rows, dense_model = setup.prepared["confirm"], setup.loaded.model
+    goal = Goal(rows.score(dense_model), setup.goal.tolerance, setup.goal.metric)
+    verdict: dict[str, Any] = {"dense": goal.value(goal.dense), "looks": 0, "verdict": "missed"}
+    verdict |= dict.fromkeys(("searched", "confirmed", "interval", "removed", "rows_needed", "test"))
+    best: tuple[float, Candidate, Any] | None = None
+    for candidate in _spaced(candidates):
+        with progress.stage("confirm", total=len(rows), unit="rows"):
+            outcome = rows.score(cutter.model(candidate.plan))
+        verdict["looks"] += 1
+        if best is None or goal.margin(outcome) > best[0]:
+            best = goal.margin(outcome), candidate, outcome
+        if goal.met_strictly(outcome) if strict else goal.met(outcome):
+            best, verdict["verdict"] = (0.0, candidate, outcome), "met"
+            break
+    if best is None:
+        return verdict, None
+    _, candidate, outcome = best
+    verdict |= {
+        "searched": setup.goal.value(candidate.outcome),
+        "confirmed": goal.value(outcome),
+        "interval": list(goal.interval(outcome)),
+        "removed": candidate.plan.predicted["removed"],
+        "rows_needed": goal.rows_needed(outcome),
+    }
+    if verdict["verdict"] == "missed":
+        return verdict, None
+    verdict["test"] = _test(setup, cutter.model(candidate.plan))
+    return verdict, candidate
+
+
+def _spaced(candidates: list[Candidate]) -> list[Candidate]:
+    """A few, each clearly larger than the one before it."""
+    kept: list[Candidate] = []
+    for candidate in candidates:
+        if not kept or kept[-1].plan.predicted["removed"] - candidate.plan.predicted["removed"] >= APART:
+            kept.append(candidate)
+    return kept[:LOOKS]
+
+
+def _test(setup: Setup, model: Any) -> dict[str, Any]:
+    """The test rows, once."""
+    rows = setup.prepared["test"]
+    goal = Goal(rows.score(setup.loaded.model), setup.goal.tolerance, setup.goal.metric)
+    outcome = rows.score(model)
+    return {
+        "dense": goal.value(goal.dense),
+        "pruned": goal.value(outcome),
+        "interval": list(goal.interval(outcome)),
+        "rows": len(rows),
+        "met": goal.met(outcome),
+    }
+
+
+def _report(
+    setup: Setup, fitted: dict[str, Any], chosen: Candidate | None, history: list[dict[str, Any]], clock: _Clock
+) -> dict[str, Any]:
+    """The contents of report.json."""
+    dense = setup.profile.shape
+    return {
+        "schema_version": 1,
+        "sentei": sentei.__version__,
+        "kind": "fit",
+        "model": setup.loaded.name,
+        "task": about(setup),
+        "fit": fitted,
+        "sizes": {"dense": sizes(dense)} | ({"pruned": sizes(chosen.plan.shape())} if chosen else {}),
+        "history": history,
+        "blocks": blocks(chosen.plan, setup.profile) if chosen else [],
+        "seconds": clock.seconds,
+    }
+
+
+def sizes(shape: ModelShape) -> dict[str, int]:
+    """Block params, all params, FLOPs per token at context 1,024, bytes in bf16 with its KV cache."""
+    return {
+        "block_params": shape.block_params(),
+        "params": shape.params(),
+        "flops_per_token": shape.flops(1024),
+        "bytes": shape.bytes(1, 1024),
+    }
+
+
+def _nothing(setup: Setup, fitted: dict[str, Any], out: Path) -> str:
+    """Why there is no result, and the best that was reached."""
+    name, tolerance = setup.goal.metric.name, fitted["tolerance"]
+    wanted = f"{name} within {tolerance:.1%} of the dense model's {fitted['dense']:.3f}"
+    if fitted["confirmed"] is None:
+        return f"no smaller model keeps {wanted} on the search rows; allow more (--tolerance), or give it more time"
+    return (
+        f"no smaller model keeps {wanted} on the confirmation rows; the best of {fitted['looks']} looks reached "
+        f"{fitted['confirmed']:.3f} with {fitted['removed']:.1%} of the block params removed "
+        f"(see {out / 'report.json'}); allow more (--tolerance), or give more rows"
+    )

@@ -1,0 +1,124 @@
+"""`frontier`: the whole curve of size, quality and speed of a task; each point is a plan that `sentei cut` applies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sentei
+from sentei.data.task_file import TaskFile
+from sentei.errors import InfeasibleError, InputError
+from sentei.files import read_json, write_json
+from sentei.fit.cuts import Cutter
+from sentei.fit.fit import sizes
+from sentei.fit.setup import KINDS, LENGTH, Setup, about, set_up
+from sentei.models.load import Loaded
+from sentei.plan import Budget, Plan
+from sentei.progress import Progress
+from sentei.prove.latency import LatencyTable, table_for
+from sentei.report.build import blocks
+
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+def frontier(
+    loaded: Loaded,
+    task: TaskFile,
+    out: Path,
+    *,
+    shares: Sequence[float] = SHARES,
+    budget: Budget | None = None,
+    kinds: Sequence[str] = KINDS,
+    length: int = LENGTH,
+    latency: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Cuts the least predicted loss at every size, and measures it on the search rows.
+
+    Args:
+        loaded: the dense model.
+        task: data, metric and splits.
+        out: run directory: frontier.json, plans/, and a journal with which an interrupted run goes on.
+        shares: of the dense size to remove, between 0 and 1.
+        budget: what size means, and for which engine; its amount is not used.
+        kinds: of removal.
+        length: tokens of a calibration row at most.
+        latency: predict the seconds of every point, from a table that is measured on this machine first.
+        progress: told about everything.
+
+    Returns:
+        The contents of frontier.json.
+
+    Raises:
+        InputError: a task, metric or share that cannot be used.
+    """
+    if wrong := [share for share in shares if not 0 < share < 1]:
+        raise InputError(f"shares: {wrong[0]:g} must be between 0 and 1; 0.3 removes 30 %")
+    progress = progress or Progress()
+    setup = set_up(
+        loaded,
+        task,
+        out,
+        tolerance=0.01,
+        budget=budget or Budget(sparsity=0.0),
+        kinds=kinds,
+        length=length,
+        progress=progress,
+    )
+    table = table_for(loaded.model, out, progress=progress) if latency else None
+    path = out / "frontier.json"
+    known = {point.get("plan"): point for point in read_json(path)["points"]} if path.exists() else {}
+    report = {
+        "schema_version": 1,
+        "sentei": sentei.__version__,
+        "kind": "frontier",
+        "model": loaded.name,
+        "task": about(setup),
+        "points": [_dense(setup, table)],
+    }
+    cutter, missing = Cutter(setup, progress), []
+    with progress.stage("frontier", total=len(shares), unit="points") as bar:
+        for number, share in enumerate(sorted(shares), start=1):
+            try:
+                genome = setup.menus.space.at(share)
+            except InfeasibleError:
+                missing.append(f"{share:.0%}")
+                continue
+            plan = setup.plan(setup.menus.entries(genome))
+            plan.save(out / "plans" / f"{number:02d}.json")
+            report["points"].append(known.get(plan.digest()) or _point(setup, cutter, plan, number, table))
+            write_json(path, report)  # an interrupted run goes on from here
+            bar.advance()
+    if missing:
+        progress.say(f"  frontier: no legal model has {', '.join(missing)} removed")
+    return report
+
+
+def _dense(setup: Setup, latency: LatencyTable | None) -> dict[str, Any]:
+    shape = setup.profile.shape
+    return {
+        "number": 0,
+        "removed": 0.0,
+        "value": setup.goal.value(setup.dense),
+        "change": 0.0,
+        "interval": [0.0, 0.0],
+        "sizes": sizes(shape),
+        **({} if latency is None else {"latency": latency.predict(shape)}),
+    }
+
+
+def _point(setup: Setup, cutter: Cutter, plan: Plan, number: int, latency: LatencyTable | None) -> dict[str, Any]:
+    outcome = setup.prepared["search"].score(cutter.model(plan))
+    return {
+        "number": number,
+        "plan": plan.digest(),
+        "file": f"plans/{number:02d}.json",
+        "removed": plan.predicted["removed"],
+        "value": setup.goal.value(outcome),
+        "change": setup.goal.change(outcome),
+        "interval": list(setup.goal.interval(outcome)),
+        "sizes": sizes(plan.shape()),
+        "blocks": blocks(plan, setup.profile),
+        **({} if latency is None else {"latency": latency.predict(plan.shape())}),
+    }

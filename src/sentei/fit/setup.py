@@ -1,0 +1,247 @@
+"""What `fit` and `frontier` begin with: rows divided once, the dense model's score, its profile on the task, menus."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentei.data.calibration import calibration
+from sentei.data.splits import NAMES, Splits, split
+from sentei.data.task_file import TaskFile
+from sentei.data.task_rows import chance, read_rows
+from sentei.data.windows import Windows
+from sentei.errors import InputError, unknown
+from sentei.files import check_output, hash_json, read_json, write_json
+from sentei.measure.collect import measure
+from sentei.measure.profile import Profile
+from sentei.models.load import Loaded
+from sentei.plan import ENGINES, Budget, Plan, parse
+from sentei.progress import Progress
+from sentei.prove.score import Outcome, Prepared, prepare
+from sentei.prune.cut import cut
+from sentei.prune.menu import Entry, Menus
+from sentei.prune.methods import LOW_RANK, STRUCTURAL
+from sentei.prune.planning import menus_for, plan_of
+from sentei.search.goal import Goal
+
+LENGTH = 512  # tokens of a calibration row at most
+GRADIENT_TOKENS = 8192
+KINDS = (STRUCTURAL, LOW_RANK)
+RUN = "run.json"
+
+
+@dataclass
+class Setup:
+    """Everything that a search needs.
+
+    Attributes:
+        loaded: the dense model.
+        task: what it is for.
+        rows: how many rows each split has.
+        chance: what a model without knowledge scores.
+        prepared: rows of search, confirm and test.
+        dense: the dense model's outcome on the search rows.
+        goal: on the search rows.
+        windows: calibration rows.
+        profile: of the dense model on them.
+        menus: what the parts may become.
+        identity: hash of all that outcomes depend on, for journals.
+        cut_seconds: expected of a cut with its score.
+        score_seconds: of the dense model on the search rows.
+    """
+
+    loaded: Loaded
+    task: TaskFile
+    rows: dict[str, int]
+    chance: float
+    prepared: dict[str, Prepared]
+    dense: Outcome
+    goal: Goal
+    windows: Windows
+    profile: Profile
+    menus: Menus
+    identity: str
+    cut_seconds: float
+    score_seconds: float
+
+    def plan(self, entries: Sequence[Entry]) -> Plan:
+        """The plan of one entry per part."""
+        return plan_of(self.profile, self.menus, entries, method="fit", allocation="search")
+
+    def cut(self, plan: Plan, progress: Progress | None = None) -> Any:
+        """The model of a plan, fitted on the calibration rows."""
+        return cut(self.loaded, plan, self.windows, tokens=self.windows.ids.numel(), progress=progress)
+
+
+def set_up(
+    loaded: Loaded,
+    task: TaskFile,
+    out: Path,
+    *,
+    tolerance: float,
+    budget: Budget,
+    kinds: Sequence[str] = KINDS,
+    length: int = LENGTH,
+    progress: Progress,
+) -> Setup:
+    """Reads and divides the rows, scores the dense model, and measures it on the calibration rows.
+
+    What is already in `out` from an earlier run of the same model, task and settings is used again.
+
+    Args:
+        loaded: the dense model, with a tokenizer.
+        task: what it is for.
+        out: run directory: splits.json and profile/ are kept there.
+        tolerance: relative loss that is allowed.
+        budget: its unit and its engine are those of the search; its size is not used.
+        kinds: of removal: "structural", "low-rank".
+        length: tokens of a calibration row at most.
+        progress: told about everything.
+
+    Raises:
+        InputError: rows or metric that cannot be used, a dense model at chance, another run in `out`.
+    """
+    if loaded.tokenizer is None:
+        raise InputError(f"{loaded.name} has no tokenizer, and the rows of a task are texts; add its tokenizer files")
+    rows = read_rows(task)
+    splits = _splits(task, rows, out)
+    prepared = {
+        name: prepare(getattr(splits, name), loaded.tokenizer, task.metric, max_new_tokens=task.max_new_tokens)
+        for name in NAMES[1:]
+    }
+    found = calibration(splits.calibrate, loaded.tokenizer, length)
+    windows = Windows(found.ids, found.weights, found.answers)
+    before = time.monotonic()
+    dense = prepared["search"].score(loaded.model, progress=progress)
+    score_seconds = time.monotonic() - before
+    goal = Goal(dense, tolerance, prepared["search"].metric)
+    floor = chance(splits.search)
+    _refuse_chance(goal, dense, floor, task)
+    identity = hash_json(
+        [
+            loaded.digest,
+            splits.digest,
+            task.model_dump(mode="json", exclude={"data"}),
+            budget.model_dump(),
+            [*kinds],
+            length,
+        ]
+    )
+    _claim(out, identity)
+    profile = _profile(loaded, windows, out, progress)
+    return Setup(
+        loaded=loaded,
+        task=task,
+        rows={name: len(getattr(splits, name)) for name in NAMES},
+        chance=floor,
+        prepared=prepared,
+        dense=dense,
+        goal=goal,
+        windows=windows,
+        profile=profile,
+        menus=menus_for(profile, budget, kinds),
+        identity=identity,
+        # a cut costs about twice the forward pass that scoring is, per token (docs/benchmarks.md)
+        cut_seconds=score_seconds * (1 + 3 * windows.tokens / max(_tokens(prepared["search"]), 1)),
+        score_seconds=score_seconds,
+    )
+
+
+def about(setup: Setup) -> dict[str, Any]:
+    """The task, for reports."""
+    return {
+        "name": setup.task.name,
+        "metric": setup.task.metric,
+        "higher": setup.goal.metric.higher,
+        "data": Path(setup.task.data).name,
+        "rows": setup.rows,
+        "chance": setup.chance,
+    }
+
+
+def _tokens(rows: Prepared) -> int:
+    """Tokens that scoring reads, about: four letters each."""
+    return sum(len(row.context) + sum(map(len, row.choices or (row.target,))) for row in rows.rows) // 4
+
+
+def _splits(task: TaskFile, rows: Sequence[Any], out: Path) -> Splits:
+    """Made once and stored."""
+    path = out / "splits.json"
+    if path.exists():
+        return Splits.load(path, rows)
+    made = split(task, rows)
+    made.save(path)
+    return made
+
+
+def _refuse_chance(goal: Goal, dense: Outcome, floor: float, task: TaskFile) -> None:
+    """A model that does not know the task has nothing that could be kept."""
+    if goal.metric.kind != "choices":
+        return
+    value = goal.value(dense)
+    error = (value * (1 - value) / len(dense.score)) ** 0.5
+    if value <= floor + error:
+        raise InputError(
+            f"the dense model is at chance on {task.name!r}: {goal.metric.name} {value:.3f} on {len(dense.score)} rows, "
+            f"guessing gives {floor:.3f}; there is nothing to keep: tune it on the task first (sentei tune --task)"
+        )
+
+
+def claim(out: Path, *, overwrite: bool = False) -> None:
+    """Refuses a directory that holds something else than a run of this kind; with `overwrite` it is emptied.
+
+    Raises:
+        InputError: as said, before any work is done.
+    """
+    if overwrite and out.is_dir():
+        shutil.rmtree(out)
+    if not (out / RUN).exists():
+        check_output(out, overwrite=overwrite)
+
+
+def _claim(out: Path, identity: str) -> None:
+    """One run per directory."""
+    path = out / RUN
+    if path.exists() and read_json(path).get("identity") != identity:
+        raise InputError(f"{out} holds a run of another model, task or setting; choose another --out, or --overwrite")
+    write_json(path, {"schema_version": 1, "identity": identity})
+
+
+def search_budget(objective: str, target_engine: str) -> Budget:
+    """A budget without an amount: what size means, and which sizes are legal.
+
+    Raises:
+        InputError: an unknown objective or engine.
+    """
+    amounts: dict[str, float] = {"params": 0.0, "flops": 1.0, "bytes": 1}
+    if objective not in amounts:
+        raise unknown("objective", objective, amounts)
+    key = "sparsity" if objective == "params" else objective
+    budget: Budget = parse(Budget, {key: amounts[objective], "target_engine": target_engine}, "budget")
+    return budget
+
+
+def search_kinds(text: str, target_engine: str) -> tuple[str, ...]:
+    """Kinds of removal from `a,b`; without one: all that the engine holds.
+
+    Raises:
+        InputError: an unknown kind, or one that the engine cannot hold.
+    """
+    if not text:
+        return KINDS if ENGINES[target_engine].low_rank else KINDS[:1]
+    for kind in (kinds := tuple(part.strip() for part in text.split(","))):
+        if kind not in KINDS:
+            raise unknown("kind of removal", kind, KINDS)
+    return kinds
+
+
+def _profile(loaded: Loaded, windows: Windows, out: Path, progress: Progress) -> Profile:
+    path = out / "profile"
+    if not (path / "profile.json").exists():
+        settings = {"tokens": windows.ids.numel(), "gradient_tokens": GRADIENT_TOKENS}
+        measure(loaded, windows, progress=progress, **settings).save(path)
+    return Profile.load(path)  # as stored, with rounded weights: a resumed run must see the same menus

@@ -1,0 +1,106 @@
+"""`fit` and `frontier` on a real tiny model: everything from a task file to a confirmed, saved model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sentei.data.task_file import TaskFile
+from sentei.errors import InputError, QualityError
+from sentei.fit.fit import fit
+from sentei.fit.frontier import frontier
+from sentei.fit.setup import claim, search_budget, search_kinds
+from sentei.models.load import load
+from sentei.prove.score import prepare
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Which animal was named: a copy task that a tiny story model does well above chance."""
+    folder, chance = tmp_path_factory.mktemp("task"), np.random.default_rng(0)
+    animals = ["dog", "cat", "bird", "frog"]
+    names = ["Tom", "Lily", "Ben", "Sue", "Max", "Mia", "Sam", "Anna", "Tim", "Jane"]
+    rows = []
+    for i in range(240):
+        label, name, other = int(chance.integers(4)), str(chance.choice(names)), str(chance.choice(names))
+        animal = animals[label]
+        text = f"Once upon a time, {name} had a {animal}. The {animal} was happy. {other} saw the {animal}. {i} The"
+        rows.append({"context": text, "choices": animals, "label": label})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = "{calibrate: 80, search: 60, confirm: 50, test: 50}"
+    (folder / "task.yaml").write_text(f"name: animal\ndata: rows.jsonl\nmetric: acc\nsplits: {splits}\n")
+    return TaskFile.load(folder / "task.yaml")
+
+
+def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
+    made = fit(stories, task, tmp_path / "run", tolerance=0.1)
+    found = made.report["fit"]
+    assert found["verdict"] == "met" and found["removed"] >= 0.05
+    assert found["confirmed"] >= 0.9 * found["dense"] > 0.9 * 0.4
+    again = load(tmp_path / "run" / "model", dtype="float32")
+    assert sum(p.numel() for p in again.model.model.layers.parameters()) == made.plan.predicted["block_params"]
+    # the report's figures are those of the saved model, on rows that the search never saw
+    splits = json.loads((tmp_path / "run" / "splits.json").read_text())
+    assert not set(splits["confirm"]) & (set(splits["search"]) | set(splits["calibrate"]) | set(splits["test"]))
+    from sentei.data.splits import Splits
+    from sentei.data.task_rows import read_rows
+
+    rows = Splits.load(tmp_path / "run" / "splits.json", read_rows(task)).confirm
+    score = prepare(rows, again.tokenizer, "acc").score(again.model).score
+    assert np.mean(score) == pytest.approx(found["confirmed"], abs=1e-9)
+    # started again, everything is known already and nothing changes
+    same = fit(stories, task, tmp_path / "run", tolerance=0.1)
+    assert same.plan == made.plan and same.report["fit"]["confirmed"] == found["confirmed"]
+
+
+def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp_path):
+    for search in ("uniform", "genetic"):
+        try:
+            found = fit(stories, task, tmp_path / search, tolerance=0.2, search=search, evaluations=30).report["fit"]
+        except QualityError:
+            found = json.loads((tmp_path / search / "report.json").read_text())["fit"]
+            assert found["verdict"] == "missed"
+        assert found["evaluations"] <= 31
+
+
+def test_frontier_is_a_curve_of_plans(stories, task, tmp_path):
+    report = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False)
+    assert [round(p["removed"], 1) for p in report["points"]] == [0.0, 0.2, 0.5]
+    assert report["points"][2]["sizes"]["params"] < report["points"][1]["sizes"]["params"]
+    assert (tmp_path / "f" / "plans" / "02.json").exists()
+    again = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False)
+    assert again == report
+
+
+def test_a_task_at_chance_is_refused(stories, task, tmp_path):
+    rows = [json.loads(line) for line in open(task.data)]
+    chance = np.random.default_rng(1)
+    for row in rows:
+        row["label"] = int(chance.integers(4))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wrong = task.model_copy(update={"data": str(tmp_path / "rows.jsonl")})
+    with pytest.raises(InputError, match="at chance"):
+        fit(stories, wrong, tmp_path / "run")
+
+
+def test_bad_settings_name_themselves(stories, task, tmp_path):
+    with pytest.raises(InputError, match="tolerance"):
+        fit(stories, task, tmp_path / "a", tolerance=0.0)
+    with pytest.raises(InputError, match="minutes"):
+        fit(stories, task, tmp_path / "b", minutes=-1)
+    with pytest.raises(InputError, match="unknown search 'evolv'.*evolve"):
+        fit(stories, task, tmp_path / "c", search="evolv")
+    with pytest.raises(InputError, match="unknown objective"):
+        search_budget("watts", "transformers")
+    with pytest.raises(InputError, match="kind of removal"):
+        search_kinds("magic", "transformers")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "mine.txt").write_text("keep")
+    with pytest.raises(InputError, match="not empty"):
+        claim(tmp_path / "d")
+
+
+def test_another_setting_does_not_share_a_directory(stories, task, tmp_path):
+    frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False)
+    with pytest.raises(InputError, match="another model, task or setting"):
+        frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, length=64)
