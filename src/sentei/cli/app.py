@@ -11,7 +11,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-VERBS = ("measure", "plan", "cut", "select", "tune", "eval", "run", "resume", "report", "methods", "doctor")
+VERBS = (
+    "measure",
+    "plan",
+    "cut",
+    "select",
+    "tune",
+    "eval",
+    "fit",
+    "frontier",
+    "export",
+    "parity",
+    "serve",
+    "bench",
+    "run",
+    "resume",
+    "report",
+    "methods",
+    "doctor",
+)
 
 
 class InOrder(TyperGroup):

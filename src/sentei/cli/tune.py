@@ -11,7 +11,9 @@ from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Mod
 
 def tune_command(
     model: Model,
-    data: Annotated[str, typer.Option(help="A selection directory, or a pool: JSONL(.gz), parquet, hf:name.")],
+    data: Annotated[
+        str, typer.Option(help="A selection directory, a pool (JSONL(.gz), parquet, hf:name), or a task file (.yaml).")
+    ],
     out: Out,
     adapter: Annotated[str, typer.Option(help="What is trained; `sentei methods` lists them.")] = "lora+sparse",
     budget_params: Annotated[

@@ -69,7 +69,7 @@ def frontier(
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"
     known = {point.get("plan"): point for point in read_json(path)["points"]} if path.exists() else {}
-    report = {
+    report: dict[str, Any] = {
         "schema_version": 1,
         "sentei": sentei.__version__,
         "kind": "frontier",

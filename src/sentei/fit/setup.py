@@ -186,8 +186,9 @@ def _refuse_chance(goal: Goal, dense: Outcome, floor: float, task: TaskFile) -> 
     error = (value * (1 - value) / len(dense.score)) ** 0.5
     if value <= floor + error:
         raise InputError(
-            f"the dense model is at chance on {task.name!r}: {goal.metric.name} {value:.3f} on {len(dense.score)} rows, "
-            f"guessing gives {floor:.3f}; there is nothing to keep: tune it on the task first (sentei tune --task)"
+            f"the dense model is at chance on {task.name!r}: {goal.metric.name} {value:.3f} on {len(dense.score)} "
+            f"rows, guessing gives {floor:.3f}; there is nothing to keep: tune it on the task first "
+            "(sentei tune MODEL --data TASK.yaml --loss sft)"
         )
 
 

@@ -11,7 +11,11 @@ import numpy as np
 
 from sentei.data.batches import Batch, by_length, pad, shuffled
 from sentei.data.chat import Sample, encode, tokenizer_digest
-from sentei.data.pools import Pool, PoolRow, read_pool
+from sentei.data.pairs import encode_pairs
+from sentei.data.pools import Pool, read_pool
+from sentei.data.splits import split
+from sentei.data.task_file import TaskFile
+from sentei.data.task_rows import TaskRow, read_rows
 from sentei.errors import InputError
 from sentei.models.load import Loaded
 from sentei.progress import Progress
@@ -20,6 +24,7 @@ from sentei.recover.select.selection import SCORES, Selection
 from sentei.recover.teacher import Teacher
 from sentei.recover.tune.loss import response_loss
 
+Source = Selection | Pool | TaskFile
 HELDOUT = 64  # rows, or a tenth of the data where that is less
 
 
@@ -59,21 +64,23 @@ class TrainingData:
         return sum(len(self.samples[row].ids) for row in rows)
 
 
-def read_source(data: str | Path | Selection | Pool | Sequence[dict[str, Any]]) -> Selection | Pool:
-    """A selection directory, or a pool of any kind; what is read already is given back.
+def read_source(data: str | Path | Selection | Pool | TaskFile | Sequence[dict[str, Any]]) -> Source:
+    """A selection directory, a task file (.yaml), or a pool of any kind; what is read already is given back.
 
     Raises:
-        InputError: neither, or unreadable.
+        InputError: none of these, or unreadable.
     """
-    if isinstance(data, Selection | Pool):
+    if isinstance(data, Selection | Pool | TaskFile):
         return data
+    if isinstance(data, str | Path) and Path(data).suffix in (".yaml", ".yml"):
+        return TaskFile.load(data)
     if isinstance(data, str | Path) and (Path(data) / "selection.json").is_file():
         return Selection.load(data)
     return read_pool(data)
 
 
 def read_data(
-    data: Selection | Pool,
+    data: Source,
     tokenizer: Any,
     length: int,
     seed: int,
@@ -85,15 +92,17 @@ def read_data(
 
     `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
     """
-    rows: Sequence[PoolRow]
     if isinstance(data, Selection):
-        scored = data.scored()
-        rows, length = [scored.pool.rows[row] for row in data.chosen], data.about["scoring"]["length"]
-        source = f"selection of {len(rows):,} rows"
+        scored, length = data.scored(), data.about["scoring"]["length"]
+        samples = encode([scored.pool.rows[row] for row in data.chosen], tokenizer, length=length)
+        source = f"selection of {len(samples):,} rows"
+    elif isinstance(data, TaskFile):
+        samples = task_samples(split(data, read_rows(data)).calibrate, tokenizer, length)
+        source = f"{len(samples):,} rows of task {data.name!r}, those that `fit` calibrates on"
     else:
-        rows, source = data.rows, f"{len(data.rows):,} rows of {data.source}, read as {data.format}"
+        samples = encode(data.rows, tokenizer, length=length)
+        source = f"{len(data.rows):,} rows of {data.source}, read as {data.format}"
     progress.say(f"data: {source}")
-    samples = encode(rows, tokenizer, length=length)
     if cut := sum(sample.truncated for sample in samples):
         progress.say(f"  {cut:,} rows are longer than {length} tokens and are cut there")
     usable = [i for i, sample in enumerate(samples) if sample.response[1:].any()]
@@ -117,6 +126,20 @@ def read_data(
         found.teacher = Teacher(data.directory / SCORES)
         found.known = dict(enumerate(data.chosen))
     return found
+
+
+def task_samples(rows: Sequence[TaskRow], tokenizer: Any, length: int) -> list[Sample]:
+    """Contexts and right answers as they are scored, without a chat template; a long context loses its beginning."""
+    samples = []
+    pairs = encode_pairs([(row.context, row.target) for row in rows], tokenizer)
+    for row, (context, answer) in zip(rows, pairs, strict=True):
+        end = [] if row.choices or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        answer = [*answer, *end]
+        kept = context[-max(length - len(answer), 1) :]
+        ids = np.array([*kept, *answer], dtype=np.int32)[:length]
+        response = np.arange(len(ids)) >= len(kept)
+        samples.append(Sample(ids, response, truncated=len(context) + len(answer) > length))
+    return samples
 
 
 def plan_steps(data: TrainingData, tokens: int, batch_tokens: int, seed: int) -> list[list[int]]:

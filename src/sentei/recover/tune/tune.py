@@ -59,7 +59,7 @@ def tune(
 
     Args:
         model: what to heal.
-        data: a selection directory, or a pool; see `read_pool`.
+        data: a selection directory, a task file (its calibration rows), or a pool; see `read_pool`.
         adapter: a name in `ADAPTERS`.
         budget_params: trainable parameters: "1%" of the block params, a share (0.01), or a number (500000).
         tokens: read so many, prompts included, in as many epochs as that takes.
