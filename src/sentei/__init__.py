@@ -11,6 +11,9 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sentei.data.task_file import TaskFile as TaskFile
+    from sentei.fit.fit import fit as fit
+    from sentei.fit.frontier import frontier as frontier
     from sentei.measure.collect import measure as measure
     from sentei.measure.profile import Profile as Profile
     from sentei.models.load import Loaded as Loaded
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from sentei.recover.tune.tune import tune as tune
     from sentei.run import resume as resume
     from sentei.run import run as run
+    from sentei.ship.export import export as export
+    from sentei.ship.parity import parity as parity
 
 __version__ = "0.1.0"
 
@@ -38,10 +43,15 @@ _API = {
     "Profile": "sentei.measure.profile",
     "Recipe": "sentei.recipe",
     "Selection": "sentei.recover.select.selection",
+    "TaskFile": "sentei.data.task_file",
     "cut": "sentei.prune.cut",
     "evaluate": "sentei.prove.evaluate",
+    "export": "sentei.ship.export",
+    "fit": "sentei.fit.fit",
+    "frontier": "sentei.fit.frontier",
     "load": "sentei.models.load",
     "measure": "sentei.measure.collect",
+    "parity": "sentei.ship.parity",
     "plan": "sentei.prune.planning",
     "reselect": "sentei.recover.select.select",
     "resume": "sentei.run",

@@ -28,7 +28,7 @@ class _Frozen(BaseModel):
 
 
 def stored(out: int, into: int, rank: int | None, storage: Storage = "factors") -> int:
-    """Parameters of a matrix `[out, into]`: dense, as two factors, or pivoted (`R(H + D − R)`: PIFA, arXiv 2501.19090)."""
+    """Parameters of a matrix `[out, into]`: dense, as two factors, or pivoted (`R (H+D−R)`: PIFA, arXiv 2501.19090)."""
     if rank is None:
         return out * into
     return rank * (out + into) if storage == "factors" else rank * (out + into - rank)

@@ -1,6 +1,7 @@
 """`fit` and `frontier` on a real tiny model: everything from a task file to a confirmed, saved model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_frontier_is_a_curve_of_plans(stories, task, tmp_path):
 
 
 def test_a_task_at_chance_is_refused(stories, task, tmp_path):
-    rows = [json.loads(line) for line in open(task.data)]
+    rows = [json.loads(line) for line in Path(task.data).read_text().splitlines()]
     chance = np.random.default_rng(1)
     for row in rows:
         row["label"] = int(chance.integers(4))
@@ -88,7 +89,7 @@ def test_bad_settings_name_themselves(stories, task, tmp_path):
         fit(stories, task, tmp_path / "a", tolerance=0.0)
     with pytest.raises(InputError, match="minutes"):
         fit(stories, task, tmp_path / "b", minutes=-1)
-    with pytest.raises(InputError, match="unknown search 'evolv'.*evolve"):
+    with pytest.raises(InputError, match="unknown search 'evolv'"):
         fit(stories, task, tmp_path / "c", search="evolv")
     with pytest.raises(InputError, match="unknown objective"):
         search_budget("watts", "transformers")

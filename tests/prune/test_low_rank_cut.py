@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tiny import VARIANTS, tiny_model
 
 from sentei.errors import InputError
 from sentei.families import family_of
@@ -13,6 +12,7 @@ from sentei.models.save import save
 from sentei.plan import BlockPlan, Budget, Plan
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan
+from tiny import VARIANTS, tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
-from tiny import tiny_model
 
 from sentei.data.task_rows import TaskRow
 from sentei.measure import measure
@@ -12,6 +10,7 @@ from sentei.prove.score import prepare
 from sentei.prune.cut import cut
 from sentei.prune.planning import menus_for, plan_of
 from sentei.search.library import Library
+from tiny import tiny_model
 
 
 def rows(tokenizer, count=12):

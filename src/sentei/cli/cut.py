@@ -27,7 +27,7 @@ def cut_command(
     model: Model,
     plan: Annotated[Path, typer.Option(help="What `sentei plan` wrote.")],
     out: Out,
-    data: Annotated[str | None, typer.Option(help="Calibration text for the compensation, as for `measure`.")] = None,
+    data: Annotated[str | None, typer.Option(help="Calibration data for the compensation, as for `measure`.")] = None,
     tokens: Tokens = 65536,
     window: Window = 512,
     field: Field = None,
@@ -37,14 +37,14 @@ def cut_command(
     format: FormatOption = Format.text,
 ) -> None:
     """Remove what the plan removes and fit what stays; writes a directory that plain transformers loads."""
-    from sentei.data.text import read_texts
+    from sentei.data.calibration import read_calibration
     from sentei.files import check_output
     from sentei.plan import Plan
     from sentei.progress import TerminalProgress
 
     check_output(out, overwrite=overwrite)
     wanted = Plan.load(plan)
-    texts = None if data is None else read_texts(data, field=field)
+    texts = None if data is None else read_calibration(data, field)
     from sentei.models.load import load
     from sentei.models.save import save
     from sentei.prune.cut import cut

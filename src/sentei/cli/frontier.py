@@ -29,7 +29,7 @@ def frontier_command(
 ) -> None:
     """Measure the whole curve of size, quality and latency; each point is a plan for `sentei cut`."""
     from sentei.data.task_file import TaskFile
-    from sentei.files import write_text
+    from sentei.files import write_json, write_text
     from sentei.fit.frontier import SHARES, frontier
     from sentei.fit.setup import claim, search_budget, search_kinds
     from sentei.models.load import load
@@ -51,6 +51,8 @@ def frontier_command(
         latency=latency,
         progress=TerminalProgress(),
     )
+    report["given"] = {"model": model, "task": str(task), "out": str(out)}
+    write_json(out / "frontier.json", report)
     write_text(out / "frontier.html", render(report))
     if format is Format.json:
         print_json(report)

@@ -26,7 +26,10 @@ from sentei.cli.app import (
 def measure_command(
     model: Model,
     data: Annotated[
-        str, typer.Option(help="Calibration text: .txt, .jsonl, .jsonl.gz, .parquet, directory, hf:name, demo.")
+        str,
+        typer.Option(
+            help="Calibration text: .txt, .jsonl, .jsonl.gz, .parquet, directory, hf:name, demo, or a task (.yaml)."
+        ),
     ],
     out: Out,
     tokens: Tokens = 131072,
@@ -39,12 +42,12 @@ def measure_command(
     format: FormatOption = Format.text,
 ) -> None:
     """Measure what each part of MODEL does for your data: one pass, kept in a PROFILE/ directory."""
-    from sentei.data.text import read_texts
+    from sentei.data.calibration import read_calibration
     from sentei.files import check_output
     from sentei.progress import TerminalProgress
 
     check_output(out, overwrite=overwrite)
-    texts = read_texts(data, field=field)
+    texts = read_calibration(data, field)
     from sentei.measure.collect import measure
     from sentei.models.load import load
 

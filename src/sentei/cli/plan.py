@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ def plan_command(
     score: Annotated[str | None, typer.Option(help="Override the method's score.")] = None,
     allocation: Annotated[str | None, typer.Option(help="Override the method's allocation.")] = None,
     compensation: Annotated[str | None, typer.Option(help="Override the method's compensation.")] = None,
+    storage: Annotated[str, typer.Option(help="Of low-rank matrices: factors, or pivoted (smaller).")] = "factors",
     seed: Annotated[int, typer.Option(help="Of the random score.")] = 0,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -49,9 +50,8 @@ def plan_command(
     from sentei.measure.profile import Profile
     from sentei.prune.planning import plan
 
-    made = plan(
-        Profile.load(profile), budget, method, score=score, allocation=allocation, compensation=compensation, seed=seed
-    )
+    names: dict[str, Any] = {"allocation": allocation, "compensation": compensation, "storage": storage}
+    made = plan(Profile.load(profile), budget, method, score=score, seed=seed, **names)
     made.save(out)
     if format is Format.json:
         print_json(made.model_dump(mode="json"))
@@ -65,7 +65,8 @@ def _show(plan: Plan, out: Path) -> None:
 
     dense, small = plan.dense, plan.shape()
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("block", "KV groups", "query heads", "FFN channels"):
+    ranked = any(kept.ranks for kept in plan.blocks)
+    for name in ("block", "KV groups", "query heads", "FFN channels", *(["ranks"] if ranked else [])):
         table.add_column(name, justify="right")
     table.add_column("why", overflow="fold")
     for i, (kept, full) in enumerate(zip(plan.blocks, dense.blocks, strict=True)):
@@ -75,7 +76,10 @@ def _show(plan: Plan, out: Path) -> None:
             (heads, full.kv_groups * full.heads_per_group),
             (len(kept.ffn), full.ffn),
         )
-        table.add_row(str(i), *(f"{a}/{b}" for a, b in pairs), kept.reason)
+        ranks = (
+            [" ".join(f"{name.removesuffix('_proj')} {rank}" for name, rank in kept.ranks.items())] if ranked else []
+        )
+        table.add_row(str(i), *(f"{a}/{b}" for a, b in pairs), *ranks, kept.reason)
     print_table(table)
     removed = 1 - small.block_params() / dense.block_params()
     typer.echo(

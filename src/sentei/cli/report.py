@@ -29,5 +29,11 @@ def report_command(
     if format is Format.json:
         print_json(report)
         return
+    if report.get("kind") == "fit":
+        from sentei.report import fit
+
+        write_text(run_directory / "report.html", fit.render(report))
+        typer.echo(fit.summary(report))
+        return
     write_text(run_directory / "report.html", render(report))
     show_report(run_directory, report)

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sentei.data.pairs import encode_pairs
-from sentei.data.task_rows import TaskRow
+from sentei.data.splits import split
+from sentei.data.task_file import TaskFile
+from sentei.data.task_rows import TaskRow, read_rows
+from sentei.data.windows import Windows
 from sentei.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +32,18 @@ class Calibration(NamedTuple):
     ids: Tensor
     weights: Tensor
     answers: Tensor
+
+
+def read_calibration(source: str, field: str | None = None) -> Any:
+    """What a command's `--data` names: a task file (.yaml), or texts."""
+    from sentei.data.text import read_texts
+
+    return TaskFile.load(source) if source.endswith((".yaml", ".yml")) else read_texts(source, field=field)
+
+
+def task_windows(task: TaskFile, tokenizer: Any, length: int, rows: Sequence[TaskRow] | None = None) -> Windows:
+    """The calibration rows of a task (or the given ones) as weighted windows."""
+    return Windows(*calibration(rows or split(task, read_rows(task)).calibrate, tokenizer, length))
 
 
 def calibration(

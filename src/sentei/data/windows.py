@@ -80,11 +80,11 @@ def spread(windows: Windows, tokens: int) -> Tensor:
 
 
 def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Windows:
-    """Token windows from windows, from texts, or from a source that `read_texts` reads.
+    """Token windows from windows, from texts, from a source that `read_texts` reads, or from a task.
 
     Args:
         data: `Windows` and integer tensors are taken as they are (but for `tokens`); a list of strings or a source is
-            tokenised.
+            tokenised; of a `TaskFile` the calibration rows are.
         tokenizer: of the model; not needed for windows.
         window: tokens per window.
         tokens: at most this many; at least one window.
@@ -102,7 +102,12 @@ def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Window
         raise InputError("calibration data are needed here; pass --data (text, JSONL, hf:dataset, or demo)")
     if tokenizer is None:
         raise InputError("texts need a tokenizer; pass tokenizer=, a Loaded model, or token windows")
+    from sentei.data.task_file import TaskFile
     from sentei.data.text import read_texts, token_windows
 
+    if isinstance(data, TaskFile):
+        from sentei.data.calibration import task_windows
+
+        return task_windows(data, tokenizer, window).first(tokens)
     texts = data if isinstance(data, list) else read_texts(data)
     return Windows(token_windows(texts, tokenizer, window=window, tokens=tokens))

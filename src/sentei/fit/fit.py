@@ -120,6 +120,8 @@ def fit(
         "tolerance": tolerance,
         "strict": strict,
         "search": search,
+        "seed": seed,
+        "dense_searched": setup.goal.value(setup.dense),
         "searched_in_place": setup.goal.value(found.outcome),
         "removed_in_place": 1 - found.cost / coding.space.cost(coding.space.dense),
         **verdict,
@@ -221,8 +223,8 @@ def _confirm(
     _, candidate, outcome = best
     verdict |= {
         "searched": setup.goal.value(candidate.outcome),
-        "confirmed": goal.value(outcome),
-        "interval": list(goal.interval(outcome)),
+        "confirmed": finite(goal.value(outcome))[0],
+        "interval": finite(*goal.interval(outcome)),
         "removed": candidate.plan.predicted["removed"],
         "rows_needed": goal.rows_needed(outcome),
     }
@@ -248,8 +250,8 @@ def _test(setup: Setup, model: Any) -> dict[str, Any]:
     outcome = rows.score(model)
     return {
         "dense": goal.value(goal.dense),
-        "pruned": goal.value(outcome),
-        "interval": list(goal.interval(outcome)),
+        "pruned": finite(goal.value(outcome))[0],
+        "interval": finite(*goal.interval(outcome)),
         "rows": len(rows),
         "met": goal.met(outcome),
     }
@@ -272,6 +274,11 @@ def _report(
         "blocks": blocks(chosen.plan, setup.profile) if chosen else [],
         "seconds": clock.seconds,
     }
+
+
+def finite(*values: float) -> list[float | None]:
+    """Figures for JSON, which has no infinity: None for what is not finite."""
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def sizes(shape: ModelShape) -> dict[str, int]:

@@ -11,7 +11,7 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InfeasibleError, InputError
 from sentei.files import read_json, write_json
 from sentei.fit.cuts import Cutter
-from sentei.fit.fit import sizes
+from sentei.fit.fit import finite, sizes
 from sentei.fit.setup import KINDS, LENGTH, Setup, about, set_up
 from sentei.models.load import Loaded
 from sentei.plan import Budget, Plan
@@ -115,9 +115,9 @@ def _point(setup: Setup, cutter: Cutter, plan: Plan, number: int, latency: Laten
         "plan": plan.digest(),
         "file": f"plans/{number:02d}.json",
         "removed": plan.predicted["removed"],
-        "value": setup.goal.value(outcome),
-        "change": setup.goal.change(outcome),
-        "interval": list(setup.goal.interval(outcome)),
+        "value": finite(setup.goal.value(outcome))[0],
+        "change": finite(setup.goal.change(outcome))[0],
+        "interval": finite(*setup.goal.interval(outcome)),
         "sizes": sizes(plan.shape()),
         "blocks": blocks(plan, setup.profile),
         **({} if latency is None else {"latency": latency.predict(plan.shape())}),

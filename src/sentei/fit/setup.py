@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentei.data.calibration import calibration
+from sentei.data.calibration import task_windows
 from sentei.data.splits import NAMES, Splits, split
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import chance, read_rows
@@ -113,8 +113,7 @@ def set_up(
         name: prepare(getattr(splits, name), loaded.tokenizer, task.metric, max_new_tokens=task.max_new_tokens)
         for name in NAMES[1:]
     }
-    found = calibration(splits.calibrate, loaded.tokenizer, length)
-    windows = Windows(found.ids, found.weights, found.answers)
+    windows = task_windows(task, loaded.tokenizer, length, splits.calibrate)
     before = time.monotonic()
     dense = prepared["search"].score(loaded.model, progress=progress)
     score_seconds = time.monotonic() - before

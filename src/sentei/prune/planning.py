@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
-from sentei.errors import InfeasibleError, InputError
+from sentei.errors import InfeasibleError, InputError, unknown
 from sentei.measure.profile import PartStats, Profile
 from sentei.plan import BlockPlan, Budget, Plan, Storage, planned_shape
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
@@ -42,6 +43,8 @@ def plan(
         InputError: an unknown name, or a score that needs gradients on a profile without.
         InfeasibleError: no legal plan meets the budget.
     """
+    if storage not in get_args(Storage):
+        raise unknown("storage", storage, get_args(Storage))
     base = preset(method)
     names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
     label = method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)"

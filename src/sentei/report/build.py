@@ -61,7 +61,7 @@ def build(
         **({} if recovery is None else {"steps": evidence["steps"], "recovery": dict(recovery)}),
         "figures": [figure.to_json() for figure in figures],
         "average_accuracy": dict(zip(ROLES, average(figures), strict=False)),
-        "blocks": _blocks(plan, profile),
+        "blocks": blocks(plan, profile),
         "predictions": _predictions(recipe, plan, models, figures),
         "protocol": _protocol(recipe, profile, plan),
         "seconds": dict(seconds),
@@ -69,7 +69,7 @@ def build(
     }
 
 
-def _blocks(plan: Plan, profile: Profile) -> list[dict[str, Any]]:
+def blocks(plan: Plan, profile: Profile) -> list[dict[str, Any]]:
     """Per block: what is kept of each part, and what the profile says about it."""
     dense, small = plan.dense, plan.shape()
     rows = []
@@ -90,6 +90,7 @@ def _blocks(plan: Plan, profile: Profile) -> list[dict[str, Any]]:
                     "channels": [len(kept.ffn), full.ffn],
                     "sensitivity": _sensitivity(stats.ffn),
                 },
+                "ranks": dict(kept.ranks),
                 "params": [_params(small, i), _params(dense, i)],
                 "cosine": stats.angle,
                 "reason": kept.reason,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -12,6 +12,7 @@ from sentei.report import picture
 from sentei.report.figures import Change, Figure, scaled, show
 from sentei.report.page import page, scrolled
 from sentei.report.recovery import in_words, section, tile
+from sentei.report.removed import blocks, table
 
 _GROUPS = {"size": "Size", "perplexity": "Perplexity", "tasks": "Accuracy", "speed": "Speed", "memory": "Memory"}
 # The columns of differences for two and three models: which model is set against which.
@@ -66,12 +67,10 @@ def _difference(average: Mapping[str, float], before: int, after: int) -> Change
 
 def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:
     by_name = {(f.group, f.name): f for f in figures}
-    blocks = by_name["size", "block params"]
+    size = by_name["size", "block params"]
     tiles = []
-    if blocks.change:
-        tiles.append(
-            (f"−{100 * (1 - blocks.change.value):.1f} %", f"block params, now {blocks.show(blocks.values[1])}")
-        )
+    if size.change:
+        tiles.append((f"−{100 * (1 - size.change.value):.1f} %", f"block params, now {size.show(size.values[1])}"))
     for f in [f for f in figures if f.group == "perplexity" and f.outcome][:1]:
         tiles.append((str(f.outcome), f"perplexity on {f.name}, now {f.show(f.values[-1])}"))
     if average := report["average_accuracy"]:
@@ -97,34 +96,15 @@ def _removed(report: Mapping[str, Any]) -> str:
         f" ({escape(method['paper'])})." if method["paper"] else "."
     )
     parts = f"Score {method['score']}, allocation {method['allocation']}, compensation {method['compensation']}."
-    legend = "".join(
-        f'<span><i style="background:var(--{colour})"></i>{text}</span>'
-        for colour, text in (("attention", "attention"), ("ffn", "FFN"), ("gone", "removed"))
-    )
     sensitive = any(row["ffn"]["sensitivity"] is not None for row in report["blocks"])
     why = (
         "Sensitivity is what hangs on a part to first order: Σ|weight · gradient| in the dense model, nats per token."
         if sensitive
         else "The profile has no gradients, so no sensitivity is shown."
     )
-    head = ("block", "KV groups", "query heads", "FFN channels", "params kept", "in/out cosine", "why")
-    rows = [
-        [
-            str(row["block"]),
-            _of(row["attention"]["kv_groups"]),
-            _of(row["attention"]["query_heads"]),
-            _of(row["ffn"]["channels"]),
-            f"{row['params'][0] / row['params'][1]:.0%}" if row["params"][1] else "–",
-            f"{row['cosine']:.3f}",
-            row["reason"],
-        ]
-        for row in report["blocks"]
-    ]
     return (
         f'<section><h2>What was removed, and why</h2><p class="hint">{made} {escape(parts)} {why} '
-        "Point at a block to read more.</p>"
-        f'<div class="legend">{legend}</div>{picture.blocks(report["blocks"])}'
-        f"<details><summary>Every block in a table</summary>{_table(head, rows, notes=True)}</details></section>"
+        f"Point at a block to read more.</p>{blocks(report['blocks'])}</section>"
     )
 
 
@@ -186,9 +166,9 @@ def _predictions(report: Mapping[str, Any]) -> str:
         predicted, measured = row["predicted"], row["measured"]
         off = f"{measured / predicted - 1:+.1%}" if predicted else "–"
         rows.append([row["name"], show(predicted, row["unit"]), show(measured, row["unit"]), off, row["note"]])
-    table = _table(("", "predicted", "measured", "off by", ""), rows, notes=True)
+    cells = table(("", "predicted", "measured", "off by", ""), rows, notes=True)
     hint = "The plan knew this before the model was cut; here it is beside what was measured afterwards."
-    return f'<section><h2>Predicted and measured</h2><p class="hint">{hint}</p>{table}</section>'
+    return f'<section><h2>Predicted and measured</h2><p class="hint">{hint}</p>{cells}</section>'
 
 
 def _how(report: Mapping[str, Any]) -> str:
@@ -218,18 +198,3 @@ def _how(report: Mapping[str, Any]) -> str:
         "<details><summary>Hashes and the resolved recipe</summary>"
         f"<h3>sha256</h3><dl>{hashes}</dl><h3>recipe</h3><pre>{recipe}</pre></details></section>"
     )
-
-
-def _of(pair: list[int]) -> str:
-    return f"{pair[0]:,} / {pair[1]:,}"
-
-
-def _table(head: Iterable[str], rows: Iterable[list[str]], *, notes: bool = False) -> str:
-    """`notes`: the last column is prose."""
-    body = ""
-    for row in rows:
-        cells = [f"<td>{escape(cell)}</td>" for cell in row]
-        if notes:
-            cells[-1] = f'<td class="note">{escape(row[-1])}</td>'
-        body += f"<tr>{''.join(cells)}</tr>"
-    return scrolled(map(escape, head), body)

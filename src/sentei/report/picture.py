@@ -6,28 +6,39 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from sentei.plan import ATTENTION_MATRICES, MATRICES
+
 WIDTH, LEFT, TOP, BAR = 1000.0, 92.0, 14.0, 96.0  # of the picture; room for labels; height of one row of bars
 GAP = 34.0  # between two rows
 
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One column per block: the share kept of attention and of the FFN, and the sensitivity where it was measured."""
+    """One column per block: the share kept of attention and of the FFN, and more where it is there.
+
+    That is the sensitivity, where it was measured, and the matrices of low rank, where there are any.
+    """
     sensitive = all(
         row[part]["sensitivity"] is not None for row in rows for part in ("attention", "ffn") if _full(row, part)
     )
-    lanes = [("attention", "attention"), ("ffn", "FFN")]
-    height = TOP + len(lanes) * (BAR + GAP) + ((BAR + GAP) if sensitive else 0)
+    low_rank = any(row.get("ranks") for row in rows)
+    kept = [("attention", "attention"), ("ffn", "FFN")]
+    lanes = [TOP + n * (BAR + GAP) for n in range(len(kept) + sensitive + low_rank)]
+    height = lanes[-1] + BAR + GAP
     step = (WIDTH - LEFT) / max(len(rows), 1)
-    parts = [_axis(TOP + n * (BAR + GAP), f"{label} kept", ("100 %", "0")) for n, (_, label) in enumerate(lanes)]
+    parts = [_axis(y, f"{label} kept", ("100 %", "0")) for y, (_, label) in zip(lanes, kept, strict=False)]
     scale = max((_sensitivity(row) for row in rows), default=0.0) or 1.0
     if sensitive:
-        parts.append(_axis(TOP + len(lanes) * (BAR + GAP), "sensitivity", (f"{scale:.2g}", "0")))
+        parts.append(_axis(lanes[2], "sensitivity", (f"{scale:.2g}", "0")))
+    if low_rank:
+        parts.append(_matrix_names(lanes[-1]))
     for row in rows:
         x = LEFT + row["block"] * step
         width = max(step - min(6.0, step * 0.22), 1.0)
-        cells = [_kept(x, TOP + n * (BAR + GAP), width, row[key]["kept"], key) for n, (key, _) in enumerate(lanes)]
+        cells = [_kept(x, y, width, BAR, row[key]["kept"], key) for y, (key, _) in zip(lanes, kept, strict=False)]
         if sensitive:
-            cells.append(_stack(x, TOP + len(lanes) * (BAR + GAP), width, row, scale))
+            cells.append(_stack(x, lanes[2], width, row, scale))
+        if low_rank:
+            cells.append(_products(x, lanes[-1], width, row))
         if len(rows) <= 40 or row["block"] % 5 == 0:
             middle = x + width / 2
             cells.append(
@@ -36,6 +47,31 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<g class="block"><title>{escape(_title(row))}</title>{"".join(cells)}</g>')
     label = f"What each of {len(rows)} blocks keeps of its attention and FFN"
     return f'<svg viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def strip(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The same in small: attention above FFN, and a mark under a block with matrices of low rank."""
+    bar, gap = 26.0, 4.0
+    step = (WIDTH - LEFT) / max(len(rows), 1)
+    parts = ""
+    for n, label in enumerate(("attention", "FFN")):
+        y = n * (bar + gap) + bar / 2 + 4
+        parts += f'<text x="{LEFT - 10}" y="{y:.1f}" text-anchor="end">{label}</text>'
+    for row in rows:
+        x, width = LEFT + row["block"] * step, max(step - min(4.0, step * 0.2), 1.0)
+        cells = "".join(
+            _kept(x, n * (bar + gap), width, bar, row[key]["kept"], key) for n, key in enumerate(("attention", "ffn"))
+        )
+        if row.get("ranks"):
+            cells += _bar("product", x, 2 * (bar + gap), width, 4)
+        parts += f'<g class="block"><title>{escape(_title(row))}</title>{cells}</g>'
+    label = f"What each of {len(rows)} blocks keeps"
+    return f'<svg viewBox="0 0 {WIDTH:.0f} {2 * (bar + gap) + 6:.0f}" role="img" aria-label="{label}">{parts}</svg>'
+
+
+def short(matrix: str) -> str:
+    """`gate` for `gate_proj`."""
+    return matrix.removesuffix("_proj")
 
 
 def intervals(values: Sequence[tuple[float, tuple[float, float]]], reach: float) -> str:
@@ -104,8 +140,27 @@ def _axis(y: float, label: str, ends: tuple[str, str]) -> str:
     )
 
 
-def _kept(x: float, y: float, width: float, share: float, kind: str) -> str:
-    return _bar("gone", x, y, width, BAR) + _bar(f"cell {kind}", x, y + BAR * (1 - share), width, BAR * share)
+def _kept(x: float, y: float, width: float, bar: float, share: float, kind: str) -> str:
+    return _bar("gone", x, y, width, bar) + _bar(f"cell {kind}", x, y + bar * (1 - share), width, bar * share)
+
+
+def _matrix_names(y: float) -> str:
+    row = BAR / len(MATRICES)
+    return "".join(
+        f'<text class="small" x="{LEFT - 10}" y="{y + (n + 0.5) * row + 4:.1f}" text-anchor="end">{short(name)}</text>'
+        for n, name in enumerate(MATRICES)
+    )
+
+
+def _products(x: float, y: float, width: float, row: Mapping[str, Any]) -> str:
+    """One cell per matrix that is left, coloured where it became a product of two."""
+    height, cells = BAR / len(MATRICES), ""
+    for n, name in enumerate(MATRICES):
+        part = "attention" if name in ATTENTION_MATRICES else "ffn"
+        if row[part]["kept"]:
+            kind = f"cell {part}" if name in row.get("ranks", {}) else "gone"
+            cells += _bar(kind, x, y + n * height, width, height - 2)
+    return cells
 
 
 def _bar(kind: str, x: float, y: float, width: float, height: float) -> str:
@@ -131,8 +186,10 @@ def _sensitivity(row: Mapping[str, Any]) -> float:
 
 def _title(row: Mapping[str, Any]) -> str:
     attention, ffn = row["attention"], row["ffn"]
+    ranks = ", ".join(f"{short(name)} {rank:,}" for name, rank in row.get("ranks", {}).items())
+    ranks = f"of low rank: {ranks}\n" if ranks else ""
     return (
         f"block {row['block']}\nattention: {attention['kv_groups'][0]} of {attention['kv_groups'][1]} KV groups, "
         f"{attention['query_heads'][0]} of {attention['query_heads'][1]} query heads ({attention['kept']:.0%})\n"
-        f"FFN: {ffn['channels'][0]:,} of {ffn['channels'][1]:,} channels ({ffn['kept']:.0%})\n{row['reason']}"
+        f"FFN: {ffn['channels'][0]:,} of {ffn['channels'][1]:,} channels ({ffn['kept']:.0%})\n{ranks}{row['reason']}"
     )

@@ -1,6 +1,6 @@
 """The library: every entry of the menus as a module; candidates are evaluated by switching modules in place.
 
-Entries are fitted in closed form from the profile's Gram matrices, with the dense model's inputs; factors are nested, so
+Entries are fitted in closed form from the profile's Gram matrices, with the dense model's inputs; factors are nested:
 one decomposition per matrix serves all its ranks. Nothing is built again for a candidate, and its evaluation costs a
 forward pass; what the cut does better (fitting each part for what the cut parts before it give) comes on top.
 """

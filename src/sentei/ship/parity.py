@@ -25,6 +25,7 @@ __all__ = ["ENGINES", "Engine", "LogProbs", "Parity", "Session", "Timing", "engi
 
 LENGTHS = (16, 128, 512)
 TOKENS = 2000
+DECODED = 16  # tokens of a window that are fed one by one: each is a whole vocabulary of JSON in llama.cpp
 # Largest |Δ log p| that is rounding: twice what was measured on SmolLM2-135M (docs/export.md). By what the engine
 # computes in, and by what the export rounded the weights to where that loses something; both add up.
 COMPUTED = {"F32": 1e-3, "F16": 0.25, "BF16": 4.0, "Q8_0": 4.0, "INT8": 4.0}
@@ -71,7 +72,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Parity:
-    """The outcome. `texts`: whose they were; `decode` fed the second half of every window token by token."""
+    """The outcome. `texts`: whose they were; `decode` fed the end of every window token by token."""
 
     engine: str
     version: str
@@ -201,7 +202,7 @@ def parity(
         from sentei.data.demo import demo_texts
 
         texts = demo_texts("test")
-    sizes = [min(length, context_length(loaded.model)) for length in lengths]
+    sizes = [min(length, context_length(loaded.model) - 1) for length in lengths]  # llama.cpp keeps room for an answer
     windows = text_windows(texts, loaded.tokenizer, sizes, tokens)
     reference = loaded.model if str(loaded.model.dtype) == "torch.float32" else copy.deepcopy(loaded.model).float()
     prefill, decode = Compared(), Compared()
@@ -209,9 +210,9 @@ def parity(
         limit = tolerance if tolerance is not None else _tolerance(session.dtype, facts)
         with (progress or Progress()).stage(f"parity, {runner.name}", total=tokens, unit="tokens") as bar:
             for text, ids in windows:
-                wanted, half = reference_rows(reference, ids), len(ids) // 2
+                wanted, start = reference_rows(reference, ids), max(len(ids) // 2, len(ids) - DECODED)
                 prefill.add(wanted, session.log_probs(ids), text=text, first=0, tolerance=limit)
-                decode.add(wanted[half:], session.decode(ids, half), text=text, first=half, tolerance=limit)
+                decode.add(wanted[start:], session.decode(ids, start), text=text, first=start, tolerance=limit)
                 bar.advance(len(ids))
         precision = session.dtype
     return Parity(

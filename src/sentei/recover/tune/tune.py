@@ -14,6 +14,7 @@ from typing import Any
 
 from sentei.data.batches import Batch
 from sentei.data.pools import Pool
+from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, unknown
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
@@ -37,7 +38,7 @@ CRITERION = "gradient"
 
 def tune(
     model: Loaded,
-    data: str | Path | Selection | Pool | Sequence[dict[str, Any]],
+    data: str | Path | Selection | Pool | TaskFile | Sequence[dict[str, Any]],
     *,
     adapter: str = "lora+sparse",
     budget_params: str | float = "1%",

@@ -1,0 +1,115 @@
+"""A fit in words: what could go, whether the task is still done, how sure that is, what to do about a miss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sentei.progress import duration
+from sentei.report.figures import scaled
+from sentei.report.words import changed, count, known, metric_name, percent, relative
+
+_CUT_SHORT = ("deadline", "evaluations")  # why a search may end before it is through
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """The fit in a line."""
+    fit = report["fit"]
+    what = f"{percent(fit['removed'])} removed" if fit["verdict"] == "met" else "nothing smaller holds"
+    return f"{report['model']} for {report['task']['name']}: {what}"
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The fit in three or four lines, for the terminal and for those who read nothing else."""
+    if report["fit"]["verdict"] != "met":
+        return "\n".join((_missed(report), _advice(report), _cost(report)))
+    return "\n".join((_kept(report), _confirmation(report), _test(report), _cost(report)))
+
+
+def _wanted(report: Mapping[str, Any]) -> str:
+    return f"{metric_name(report['task']['metric'])} within {percent(report['fit']['tolerance'])} of the dense model's"
+
+
+def _kept(report: Mapping[str, Any]) -> str:
+    fit, sizes = report["fit"], report["sizes"]
+    before, after = (scaled(sizes[which]["block_params"]) for which in ("dense", "pruned"))
+    return (
+        f"{report['model']} keeps {_wanted(report)} on the task {report['task']['name']} with "
+        f"{percent(fit['removed'])} of its block params removed ({before} → {after})."
+    )
+
+
+def _confirmation(report: Mapping[str, Any]) -> str:
+    fit, task = report["fit"], report["task"]
+    text = f"On {count(task['rows']['confirm'], 'confirmation row')} {metric_name(task['metric'])} went "
+    text += changed(fit["dense"], fit["confirmed"], fit["interval"])
+    if certain(report):
+        return f"{text}: the whole interval is within the tolerance."
+    needed = fit["rows_needed"]
+    more = (
+        f"for that, a model like this one needs about {needed:,} confirmation rows"
+        if needed
+        else "it is on the limit, so no number of rows would settle it"
+    )
+    return f"{text}: within the tolerance, but not the whole interval; {more}."
+
+
+def _test(report: Mapping[str, Any]) -> str:
+    test = report["fit"]["test"]
+    if test is None:
+        return "The test rows were not read."
+    text = f"On {count(test['rows'], 'test row')}, read once, it went "
+    text += changed(test["dense"], test["pruned"], test["interval"])
+    return f"{text}: within the tolerance." if test["met"] else f"{text}: NOT within the tolerance; do not count on it."
+
+
+def _cost(report: Mapping[str, Any]) -> str:
+    fit = report["fit"]
+    return (
+        f"It took {count(fit['looks'], 'look')} at the confirmation rows, {count(fit['evaluations'], 'evaluation')}, "
+        f"{fit['cuts']:.0f} of them of real cuts, and {duration(60 * fit['minutes'])}."
+    )
+
+
+def _missed(report: Mapping[str, Any]) -> str:
+    fit, task = report["fit"], report["task"]
+    text = f"Missed: no smaller {report['model']} keeps {_wanted(report)} on the task {task['name']}"
+    if fit["removed"] is None:
+        return f"{text}: none held on the {count(task['rows']['search'], 'search row')}."
+    return (
+        f"{text}. The best of {count(fit['looks'], 'look')}, with {percent(fit['removed'])} of the block params "
+        f"removed, took it {changed(fit['dense'], fit['confirmed'], fit['interval'])} on "
+        f"{count(task['rows']['confirm'], 'confirmation row')}."
+    )
+
+
+def _advice(report: Mapping[str, Any]) -> str:
+    """What to do about a miss; the likeliest first."""
+    fit, ways = report["fit"], []
+    low, high = fit["interval"] or (None, None)
+    change = relative(fit["confirmed"], fit["dense"])
+    if fit["strict"]:
+        change = low if report["task"]["higher"] else high
+    lost = None if change is None or not known(change) else -change if report["task"]["higher"] else change
+    if fit["rows_needed"]:
+        ways.append(f"give about {fit['rows_needed']:,} confirmation rows, so that the interval is narrow enough")
+    if fit["stopped"] in _CUT_SHORT:
+        ways.append("give the search more time (--minutes): it was not through")
+    if lost is not None and lost > fit["tolerance"]:
+        ways.append(f"allow more (--tolerance {math.ceil(1000 * lost) / 1000:g} is what the best one needs)")
+    elif not fit["rows_needed"]:
+        ways.append("allow more (--tolerance)")
+    ways.append("tune the model on the task first (sentei tune --task)")
+    return f"What to do: {'; or '.join(ways)}."
+
+
+def certain(report: Mapping[str, Any]) -> bool:
+    """Whether the whole interval is within the tolerance."""
+    fit = report["fit"]
+    low, high = fit["interval"] or (None, None)
+    return (
+        known(low) and low >= -fit["tolerance"]
+        if report["task"]["higher"]
+        else known(high) and high <= fit["tolerance"]
+    )
