@@ -123,13 +123,15 @@ def quality(preset: str, count: int) -> None:
     base = scored(preset, "alpaca", alpaca(count))
     common = {"adapter": "lora", "loss": "sft"}
     arms: list[tuple[str, str, int, dict[str, Any]]] = [
-        *(("random", "random", seed, common) for seed in range(3)),
-        ("all", "all", 0, common),
+        ("random", "random", 0, common),
+        ("ours: auto, lora+sparse, teacher", "auto", 0, {}),
+        ("auto", "auto", 0, common),
+        ("paser as published", "paser", 0, common),
+        ("random", "random", 1, common),
+        ("random", "random", 2, common),
         ("ifd", "ifd", 0, common),
         ("uniform", "uniform", 0, common),
-        ("paser as published", "paser", 0, common),
-        ("auto", "auto", 0, common),
-        ("ours: auto, lora+sparse, teacher", "auto", 0, {}),
+        ("all", "all", 0, common),
     ]
     for name, strategy, seed, options in arms:
 

@@ -18,6 +18,7 @@ from sentei.files import hash_json, read_json, write_json
 SCHEMA_VERSION = 1
 Metric = Literal["params", "flops", "bytes"]
 Storage = Literal["factors", "pivoted"]
+Refine = Literal["none", "block"]
 ATTENTION_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN_MATRICES = ("gate_proj", "up_proj", "down_proj")
 MATRICES = ATTENTION_MATRICES + FFN_MATRICES
@@ -297,7 +298,7 @@ class Plan(BaseModel):
     score: str
     allocation: str
     compensation: str
-    refine: str = "none"
+    refine: Refine = "none"
     storage: Storage = "factors"
     budget: Budget
     dense: ModelShape

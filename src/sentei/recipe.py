@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sentei.errors import InputError
 from sentei.files import write_text
-from sentei.plan import Budget, parse
+from sentei.plan import Budget, Refine, Storage, parse
 
 
 class _Section(BaseModel):
@@ -48,6 +48,8 @@ class Prune(_Section):
     score: str | None = None
     allocation: str | None = None
     compensation: str | None = None
+    storage: Storage = "factors"
+    refine: Refine = "none"
 
 
 class Prove(_Section):

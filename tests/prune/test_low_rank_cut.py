@@ -108,3 +108,50 @@ def test_pivoted_storage_keeps_higher_ranks_for_the_same_budget(ids):
     ranks = {s: sum(sum(b.ranks.values()) for b in p.blocks) for s, p in plans.items()}
     assert ranks["pivoted"] > 1.1 * ranks["factors"]
     assert all(0.4 <= p.predicted["removed"] < 0.41 for p in plans.values())
+
+
+def test_adapters_train_on_low_rank_matrices_and_merge_into_them(ids, tmp_path):
+    """LoRA and low-rank + sparse adapters see the factors as the plain linears that they are."""
+    from sentei.recover.tune.adapters import ADAPTERS, Context
+    from sentei.recover.tune.adapters.base import linears
+
+    model = tiny_model("llama")
+    small = cut(model, ranked(model, {"q_proj": 9, "up_proj": 11}), ids)
+    names = [name for name in linears(small) if name.endswith((".a", ".b"))]
+    assert len(names) == 2 * 2 * 4
+    before = small(ids).logits
+    adapted = ADAPTERS["lora"].wrap(small, 20_000, Context(lambda: None, 0, "gradient"))
+    with torch.no_grad():
+        for name, value in adapted.named_parameters():
+            if "lora_B" in name:
+                value.normal_(std=0.05, generator=torch.Generator().manual_seed(3))
+        tuned = adapted(ids).logits
+        merged = adapted.merge_and_unload()(ids).logits
+    assert not torch.allclose(tuned, before, atol=1e-3)
+    torch.testing.assert_close(merged, tuned, rtol=1e-3, atol=1e-3)
+
+
+def test_eight_bits_on_top_of_low_rank(ids):
+    """Dynamic 8-bit quantisation finds the factors, and hurts them about as little as the dense matrices."""
+    model = tiny_model("llama")
+    small = cut(model, ranked(model, {"q_proj": 12, "up_proj": 20}), ids)
+    errors = []
+    with torch.no_grad():
+        for net in (model, small):
+            quantised = torch.ao.quantization.quantize_dynamic(net, {torch.nn.Linear}, dtype=torch.qint8)
+            errors.append(((quantised(ids).logits - net(ids).logits).norm() / net(ids).logits.norm()).item())
+    assert "quantized" in type(quantised.model.layers[0].self_attn.q_proj.a).__module__
+    assert errors[1] <= 2 * errors[0]
+
+
+def test_refinement_is_part_of_a_plan(ids):
+    model = tiny_model("llama")
+    decided = plan(measure(model, ids), Budget(sparsity=0.3), "mixed", refine="block")
+    plain = cut(model, decided.model_copy(update={"refine": "none"}), ids)
+    refined = cut(model, decided, ids)
+    with torch.no_grad():
+        wanted = model(ids).logits
+        errors = [(small(ids).logits - wanted).square().mean().item() for small in (plain, refined)]
+    assert errors[1] < errors[0]
+    with pytest.raises(InputError, match="unknown refine 'blok'"):
+        plan(measure(model, ids), Budget(sparsity=0.3), "mixed", refine="blok")

@@ -35,6 +35,7 @@ def plan_command(
     allocation: Annotated[str | None, typer.Option(help="Override the method's allocation.")] = None,
     compensation: Annotated[str | None, typer.Option(help="Override the method's compensation.")] = None,
     storage: Annotated[str, typer.Option(help="Of low-rank matrices: factors, or pivoted (smaller).")] = "factors",
+    refine: Annotated[str, typer.Option(help="none, or block: the cut ends with steps on each block.")] = "none",
     seed: Annotated[int, typer.Option(help="Of the random score.")] = 0,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -50,7 +51,8 @@ def plan_command(
     from sentei.measure.profile import Profile
     from sentei.prune.planning import plan
 
-    names: dict[str, Any] = {"allocation": allocation, "compensation": compensation, "storage": storage}
+    names: dict[str, Any] = {"allocation": allocation, "compensation": compensation}
+    names |= {"storage": storage, "refine": refine}
     made = plan(Profile.load(profile), budget, method, score=score, seed=seed, **names)
     made.save(out)
     if format is Format.json:

@@ -45,7 +45,7 @@ def cut(
         model: a `Loaded` or in-memory model: the one that the plan was made for.
         plan: what to keep and how to compensate.
         data: calibration data: token windows (which may weigh tokens), texts, or a source. Not read where the plan
-            compensates nothing.
+            neither compensates nor refines.
         tokens: at most this many calibration tokens are read.
         window: tokens per window.
         tokenizer: needed for texts where `model` carries none.
@@ -64,7 +64,7 @@ def cut(
     pruned = skeleton(dense, plan.shape())
     compensation = COMPENSATIONS[plan.compensation]
     windows = None
-    if compensation is not COMPENSATIONS["none"]:
+    if compensation is not COMPENSATIONS["none"] or plan.refine != "none":
         windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
     progress = progress or Progress()
     if windows is not None:
@@ -73,7 +73,7 @@ def cut(
         progress.say(f"  cut: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the two models")
     with torch.no_grad(), progress.stage("cut", total=len(plan.blocks), unit="blocks") as bar:
         streams = None
-        if windows is not None:
+        if windows is not None and compensation is not COMPENSATIONS["none"]:
             entered = embed(family, dense, windows)
             streams = _Streams(windows, entered, entered.clone())
         for index, block in enumerate(plan.blocks):
@@ -85,6 +85,11 @@ def cut(
                 else:
                     _Part(family, dense, pruned, plan, index, part).run(streams, compensation)
             bar.advance()
+    if plan.refine == "block":
+        from sentei.prune.refine import refine_blocks
+
+        assert windows is not None  # wanted above
+        refine_blocks(dense, pruned, windows, progress=progress)
     _check_finite(pruned)
     return pruned
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 from sentei.errors import InfeasibleError, InputError, unknown
 from sentei.measure.profile import PartStats, Profile
-from sentei.plan import BlockPlan, Budget, Plan, Storage, planned_shape
+from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, planned_shape
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.menu import LEVELS, Entry, Menus, uniform
 from sentei.prune.methods import LOW_RANK, STRUCTURAL
@@ -25,6 +25,7 @@ def plan(
     allocation: str | None = None,
     compensation: str | None = None,
     storage: Storage = "factors",
+    refine: Refine = "none",
     seed: int = 0,
 ) -> Plan:
     """Decides what each block keeps.
@@ -37,27 +38,31 @@ def plan(
         allocation: overrides the preset's.
         compensation: overrides the preset's.
         storage: how low-rank matrices are stored: as two factors, or pivoted (smaller by R² each).
+        refine: "block": the cut ends with a few hundred optimiser steps on each block; see `sentei.prune.refine`.
         seed: of the random score.
 
     Raises:
         InputError: an unknown name, or a score that needs gradients on a profile without.
         InfeasibleError: no legal plan meets the budget.
     """
-    if storage not in get_args(Storage):
-        raise unknown("storage", storage, get_args(Storage))
+    for kind, name, names_of in (("storage", storage, Storage), ("refine", refine, Refine)):
+        if name not in get_args(names_of):
+            raise unknown(kind, name, get_args(names_of))
     base = preset(method)
     names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
     label = method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)"
     if LOW_RANK in base.kinds:
         menus = menus_for(profile, budget, base.kinds, score=names[0], compensation=names[2], storage=storage)
-        return plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
+        made = plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
+        return made.model_copy(update={"refine": refine})
     rule = ALLOCATIONS[names[1]]
     problem = problem_for(profile, budget, names[0], names[2], seed, ranked=rule.needs_score)
     choices = rule.solve(problem)
     known = SCORES[names[0]].scale == "nats" and rule.needs_score
     ranks: list[dict[str, int]] = [{} for _ in choices]
     loss = problem.loss(choices) if known else None
-    return _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
+    made = _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
+    return made.model_copy(update={"refine": refine})
 
 
 def problem_for(
