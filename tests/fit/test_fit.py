@@ -34,7 +34,7 @@ def task(tmp_path_factory):
 
 
 def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
-    made = fit(stories, task, tmp_path / "run", tolerance=0.1)
+    made = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20)
     found = made.report["fit"]
     assert found["verdict"] == "met" and found["removed"] >= 0.05
     assert found["confirmed"] >= 0.9 * found["dense"] > 0.9 * 0.4
@@ -50,18 +50,18 @@ def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
     score = prepare(rows, again.tokenizer, "acc").score(again.model).score
     assert np.mean(score) == pytest.approx(found["confirmed"], abs=1e-9)
     # started again, everything is known already and nothing changes
-    same = fit(stories, task, tmp_path / "run", tolerance=0.1)
+    same = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20)
     assert same.plan == made.plan and same.report["fit"]["confirmed"] == found["confirmed"]
 
 
 def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp_path):
     for search in ("uniform", "genetic"):
         try:
-            found = fit(stories, task, tmp_path / search, tolerance=0.2, search=search, evaluations=30).report["fit"]
+            found = fit(stories, task, tmp_path / search, tolerance=0.2, search=search, evaluations=10).report["fit"]
         except QualityError:
             found = json.loads((tmp_path / search / "report.json").read_text())["fit"]
             assert found["verdict"] == "missed"
-        assert found["evaluations"] <= 31
+        assert found["evaluations"] <= 11
 
 
 def test_frontier_is_a_curve_of_plans(stories, task, tmp_path):
