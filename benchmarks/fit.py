@@ -1,0 +1,168 @@
+"""How small each task allows SmolLM2-135M to be: three searches, two tolerances; and projections at equal size.
+
+    python benchmarks/fit.py searches [--tasks science intent …] [--searches evolve path uniform genetic]
+    python benchmarks/fit.py projections
+    python benchmarks/fit.py transfer
+
+Every task's model is first tuned on its calibration rows where the plain one is at chance (`TUNE`). Candidates are judged
+on 200 search rows, results confirmed on 200 and tested on 200 others. Searches of one task share the profile and, between
+tolerances, the journal of outcomes, so that the second tolerance is cheap; evaluations count what a search asked for.
+The genetic algorithm is cut to `GENETIC` evaluations of all rows (the paper's: 1,000 to 3,000).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from common import DATA, MODEL, Rows, model
+
+from sentei.data.task_file import TaskFile
+from sentei.errors import QualityError
+from sentei.families import family_of
+from sentei.fit.fit import fit
+from sentei.fit.setup import Setup, set_up
+from sentei.models.load import Loaded, load
+from sentei.plan import Budget, stored
+from sentei.progress import Progress
+from sentei.prune.projections import PROJECTIONS
+from sentei.recover.tune.tune import tune
+
+CACHE = Path(__file__).parents[1] / "runs" / "fit"
+SPLITS = {"calibrate": 400, "search": 200, "confirm": 200, "test": 200}
+TASKS: dict[str, dict[str, Any]] = {
+    "science": {"data": "arc_easy.train.jsonl"},
+    "openbook": {"data": "openbookqa.train.jsonl", "metric": "acc_norm"},
+    "intent": {"data": "bitext_support.train.jsonl", "preset": "intent"},
+    "entailment": {"data": "rte.train.jsonl", "preset": "rte"},
+}
+TUNE = {"intent": 20_000, "entailment": 40_000}  # tokens, where the plain model is at chance
+TOLERANCES = (0.05, 0.01)
+GENETIC = 60
+MINUTES = 20.0
+
+
+def task(name: str) -> TaskFile:
+    given = {"splits": SPLITS} | TASKS[name]
+    return TaskFile(name=name, **(given | {"data": str(DATA / "tasks" / given["data"])}))
+
+
+def dense(name: str) -> Loaded:
+    """The model that the task is fitted from."""
+    if name not in TUNE:
+        return model()
+    path = CACHE / f"{name}-tuned"
+    if not path.exists():
+        tuned = tune(model(), task(name), adapter="lora", loss="sft", tokens=TUNE[name], patience=None)
+        tuned.save(path)
+    return load(path)
+
+
+def searches(names: list[str], which: list[str]) -> None:
+    rows = Rows("fit")
+    for name in names:
+        for search in which:
+            for tolerance in TOLERANCES:
+
+                def work(name: str = name, search: str = search, tolerance: float = tolerance) -> dict[str, Any]:
+                    out = CACHE / name
+                    limit = {"evaluations": GENETIC} if search == "genetic" else {}
+                    with contextlib.suppress(QualityError):  # nothing smaller holds: report.json says so
+                        fit(dense(name), task(name), out, tolerance=tolerance, search=search, minutes=MINUTES, **limit)
+                    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+                    return report["fit"] | {"seconds": report["seconds"], "chance": report["task"]["chance"]}
+
+                rows.run(work, table="searches", task=name, search=search, tolerance=tolerance)
+
+
+def ready(name: str) -> Setup:
+    budget = Budget(sparsity=0.0)
+    return set_up(dense(name), task(name), CACHE / name, tolerance=0.05, budget=budget, progress=Progress())
+
+
+def projections(names: list[str]) -> None:
+    """Every matrix keeps the same share of its parameters, by each projection, in place: accuracy and task loss."""
+    import torch
+
+    from sentei.measure.stream import MATRICES_OF, part_linears
+    from sentei.prune.lowrank import break_even
+
+    rows = Rows("fit")
+    for name in names:
+        setup: Setup | None = None
+        for share in (0.9, 0.75):
+            for kind in ("svd", "input-pca", "svd-llm", "closed-form"):
+
+                def work(name: str = name, share: float = share, kind: str = kind) -> dict[str, Any]:
+                    nonlocal setup
+                    setup = setup or ready(name)
+                    net = setup.loaded.model
+                    family = family_of(net.config)
+                    kept = 0
+                    backup = {}
+                    for block, stats in zip(family.blocks(net), setup.profile.blocks, strict=True):
+                        for part in MATRICES_OF:
+                            own = stats.attention if part == "attention" else stats.ffn
+                            for matrix, linear in part_linears(family, block, part).items():
+                                out, into = linear.weight.shape
+                                rank = max(1, int(share * out * into / (out + into)))
+                                if rank > break_even(out, into):
+                                    continue
+                                gram = own.gram if matrix in ("o_proj", "down_proj") else own.input_gram
+                                u, v = PROJECTIONS[kind](linear.weight.detach().float(), gram, rank)
+                                backup[linear] = linear.weight.detach().clone()
+                                kept += out * into - stored(out, into, rank)
+                                with torch.no_grad():
+                                    linear.weight.copy_(u @ v)
+                    outcome = setup.prepared["search"].score(net)
+                    with torch.no_grad():
+                        for linear, weight in backup.items():
+                            linear.weight.copy_(weight)
+                    removed = kept / setup.profile.shape.block_params()
+                    return {
+                        "removed": removed,
+                        "value": float(outcome.score.mean()),
+                        "loss": float(outcome.loss.mean()),
+                    }
+
+                rows.run(work, table="projections", task=name, share=share, projection=kind)
+
+
+def transfer() -> None:
+    """The model that was fitted to one data set, on others of the same domain and of another."""
+    from common import task as task_path
+
+    from sentei.data.tasks import read_task
+    from sentei.prove.tasks import score_tasks
+
+    rows = Rows("fit")
+    for role, path in (("dense", MODEL), ("science", CACHE / "science" / "model")):
+
+        def work(path: Any = path) -> dict[str, Any]:
+            loaded = load(path)
+            names = ("arc_easy.test", "arc_challenge.test", "openbookqa.test", "piqa.val", "hellaswag.val")
+            found = score_tasks(loaded.model, loaded.tokenizer, [read_task(task_path(n)) for n in names], limit=200)
+            return {n: {"acc": r.acc, "acc_norm": r.acc_norm, "interval": list(r.interval)} for n, r in found.items()}
+
+        rows.run(work, table="transfer", model=role)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("searches", "projections", "transfer"))
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--searches", nargs="*", default=["evolve", "path", "uniform", "genetic"])
+    options = parser.parse_args()
+    if options.table == "searches":
+        searches(options.tasks, options.searches)
+    elif options.table == "projections":
+        projections(options.tasks)
+    else:
+        transfer()
+
+
+if __name__ == "__main__":
+    main()
