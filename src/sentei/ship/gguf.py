@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sentei.models.load import Loaded
     from sentei.plan import ModelShape
 
-OWN = (*FLOATS, "Q8_0")  # written by us
+BLOCKS = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # rows in blocks of 32
+OWN = (*FLOATS, *BLOCKS)  # written by us
 K_QUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
 QUANTISER = "llama-quantize"  # llama.cpp's own tool writes those
 _ROPE = ("default", "linear", "yarn", "llama3")
@@ -63,7 +64,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     """
     dtype = options.dtype_of(loaded.model)
     if dtype not in K_QUANTS:
-        return _write(loaded, path, dtype, multiple=32 if dtype == "Q8_0" else 1)
+        return _write(loaded, path, dtype, multiple=32 if dtype in BLOCKS else 1)
     tool = shutil.which(QUANTISER)
     if tool is None:
         raise InputError(
