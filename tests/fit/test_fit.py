@@ -34,7 +34,7 @@ def task(tmp_path_factory):
 
 
 def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
-    made = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20)
+    made = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20, heal=2000)
     found = made.report["fit"]
     assert found["verdict"] == "met" and found["removed"] >= 0.05
     assert found["confirmed"] >= 0.9 * found["dense"] > 0.9 * 0.4
@@ -50,14 +50,16 @@ def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
     score = prepare(rows, again.tokenizer, "acc").score(again.model).score
     assert np.mean(score) == pytest.approx(found["confirmed"], abs=1e-9)
     # started again, everything is known already and nothing changes
-    same = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20)
+    same = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20, heal=2000)
     assert same.plan == made.plan and same.report["fit"]["confirmed"] == found["confirmed"]
 
 
 def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp_path):
     for search in ("uniform", "genetic"):
         try:
-            found = fit(stories, task, tmp_path / search, tolerance=0.2, search=search, evaluations=10).report["fit"]
+            found = fit(stories, task, tmp_path / search, tolerance=0.2, search=search, evaluations=10, heal=0).report[
+                "fit"
+            ]
         except QualityError:
             found = json.loads((tmp_path / search / "report.json").read_text())["fit"]
             assert found["verdict"] == "missed"
@@ -65,11 +67,11 @@ def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp
 
 
 def test_frontier_is_a_curve_of_plans(stories, task, tmp_path):
-    report = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False)
+    report = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, heal=0)
     assert [round(p["removed"], 1) for p in report["points"]] == [0.0, 0.2, 0.5]
     assert report["points"][2]["sizes"]["params"] < report["points"][1]["sizes"]["params"]
     assert (tmp_path / "f" / "plans" / "02.json").exists()
-    again = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False)
+    again = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, heal=0)
     assert again == report
 
 
@@ -102,6 +104,6 @@ def test_bad_settings_name_themselves(stories, task, tmp_path):
 
 
 def test_another_setting_does_not_share_a_directory(stories, task, tmp_path):
-    frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False)
+    frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, heal=0)
     with pytest.raises(InputError, match="another model, task or setting"):
-        frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, length=64)
+        frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, heal=0, length=64)

@@ -17,6 +17,7 @@ EngineOption = Annotated[
 ]
 Objective = Annotated[str, typer.Option(help="What shall be small: params, flops, or bytes with the KV cache.")]
 Kinds = Annotated[str, typer.Option(help="structural, low-rank, or both with a comma; default: what the engine holds.")]
+Heal = Annotated[int, typer.Option(min=0, help="Train every cut model on so many tokens of the calibration rows.")]
 RowLength = Annotated[int, typer.Option("--length", min=2, help="Tokens of a calibration row at most.")]
 
 
@@ -32,6 +33,7 @@ def fit_command(
     target_engine: EngineOption = "transformers",
     kinds: Kinds = "",
     length: RowLength = 512,
+    heal: Heal = 24_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
@@ -64,6 +66,7 @@ def fit_command(
             budget=budget,
             kinds=allowed,
             length=length,
+            heal=heal,
             seed=seed,
             progress=TerminalProgress(),
         ).report

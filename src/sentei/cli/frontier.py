@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
-from sentei.cli.fit import EngineOption, Kinds, Objective, RowLength, TaskOption
+from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption
 
 
 def frontier_command(
@@ -22,6 +22,7 @@ def frontier_command(
     target_engine: EngineOption = "transformers",
     kinds: Kinds = "",
     length: RowLength = 512,
+    heal: Heal = 24_000,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
@@ -48,6 +49,7 @@ def frontier_command(
         budget=budget,
         kinds=allowed,
         length=length,
+        heal=heal,
         latency=latency,
         progress=TerminalProgress(),
     )

@@ -22,7 +22,7 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError, unknown
 from sentei.files import write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
-from sentei.fit.setup import KINDS, LENGTH, Setup, about, set_up
+from sentei.fit.setup import HEAL, KINDS, LENGTH, Setup, about, set_up
 from sentei.models.load import Loaded
 from sentei.models.save import save
 from sentei.plan import Budget, ModelShape, Plan
@@ -38,7 +38,7 @@ from sentei.search.library import Coding, Library
 from sentei.search.matrices import FINE, Matrices
 
 SEARCHES = ("evolve", "path", "genetic", "uniform")
-IN_PLACE = 0.4  # share of the time for candidates in place; real cuts have the rest
+IN_PLACE = 0.3  # share of the time for candidates in place; real cuts have the rest
 LOOKS = 4  # cuts that are tried on the confirmation rows
 APART = 0.02  # of the dense size, between two of them
 
@@ -64,6 +64,7 @@ def fit(
     budget: Budget | None = None,
     kinds: Sequence[str] = KINDS,
     length: int = LENGTH,
+    heal: int = HEAL,
     evaluations: float = math.inf,
     seed: int = 0,
     progress: Progress | None = None,
@@ -81,6 +82,7 @@ def fit(
         budget: what size means (`sparsity`: params, `flops`, `bytes`) and for which engine; its amount is not used.
         kinds: of removal.
         length: tokens of a calibration row at most.
+        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
         evaluations: of candidates in place, at most.
         seed: of the search.
         progress: told about everything.
@@ -103,6 +105,7 @@ def fit(
         budget=budget or Budget(sparsity=0.0),
         kinds=kinds,
         length=length,
+        heal=heal,
         progress=progress,
     )
     clock.lap("set up")
@@ -121,6 +124,7 @@ def fit(
         "strict": strict,
         "search": search,
         "seed": seed,
+        "heal": heal,
         "dense_searched": setup.goal.value(setup.dense),
         "searched_in_place": setup.goal.value(found.outcome),
         "removed_in_place": 1 - found.cost / coding.space.cost(coding.space.dense),

@@ -12,7 +12,7 @@ from sentei.errors import InfeasibleError, InputError
 from sentei.files import read_json, write_json
 from sentei.fit.cuts import Cutter
 from sentei.fit.fit import finite, sizes
-from sentei.fit.setup import KINDS, LENGTH, Setup, about, set_up
+from sentei.fit.setup import HEAL, KINDS, LENGTH, Setup, about, set_up
 from sentei.models.load import Loaded
 from sentei.plan import Budget, Plan
 from sentei.progress import Progress
@@ -31,6 +31,7 @@ def frontier(
     budget: Budget | None = None,
     kinds: Sequence[str] = KINDS,
     length: int = LENGTH,
+    heal: int = HEAL,
     latency: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def frontier(
         budget: what size means, and for which engine; its amount is not used.
         kinds: of removal.
         length: tokens of a calibration row at most.
+        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
         latency: predict the seconds of every point, from a table that is measured on this machine first.
         progress: told about everything.
 
@@ -64,6 +66,7 @@ def frontier(
         budget=budget or Budget(sparsity=0.0),
         kinds=kinds,
         length=length,
+        heal=heal,
         progress=progress,
     )
     table = table_for(loaded.model, out, progress=progress) if latency else None
