@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fit_tables import fit_parts
 from recovery_tables import recovery_parts
 from result_rows import rows, table
 
@@ -188,6 +189,7 @@ def main() -> None:
         ),
         "Cost and speed": ("`python benchmarks/cost.py`\n\n", cost(rows("cost"))),
         **recovery_parts(),
+        **fit_parts(),
     }
     text = INTRO + "".join(
         f"## {title}\n\n{words}{body or 'Not run yet.' + chr(10) * 2}" for title, (words, body) in parts.items()
