@@ -38,12 +38,12 @@ def main() -> None:
     loaded, rows = model(), Rows("cost")
     text = windows(loaded, "wikitext2_tok.valid", window=512, count=TOKENS // 512)
     profile = measure(loaded, text, gradient_tokens=8192)
-    decided = plan(profile, Budget(sparsity=0.3), "auto")
+    decided = plan(profile, Budget(sparsity=0.3), "structural")
     steps: dict[str, Callable[[], Any]] = {
         "measure": lambda: measure(loaded, text, gradient_tokens=0),
         "measure with gradients of 1/8 of the tokens": lambda: measure(loaded, text, gradient_tokens=TOKENS // 8),
         "cut, least squares": lambda: cut(loaded, plan(profile, Budget(sparsity=0.3), "numerical"), text),
-        "cut, auto": lambda: cut(loaded, decided, text),
+        "cut, structural": lambda: cut(loaded, decided, text),
     }
     for name, step in steps.items():
 
@@ -58,8 +58,8 @@ def main() -> None:
 
     def planning() -> dict[str, Any]:
         fresh = measure(loaded, text[:2], gradient_tokens=512)
-        first = seconds(lambda: plan(fresh, Budget(sparsity=0.3), "auto"))
-        again = seconds(lambda: plan(fresh, Budget(sparsity=0.4), "auto"))
+        first = seconds(lambda: plan(fresh, Budget(sparsity=0.3), "structural"))
+        again = seconds(lambda: plan(fresh, Budget(sparsity=0.4), "structural"))
         return {"first_s": first, "another_budget_s": again}
 
     rows.run(planning, step="plan")
@@ -67,7 +67,7 @@ def main() -> None:
     def faster() -> dict[str, Any]:
         found = {}
         for sparsity in (0.3, 0.5):
-            small_plan = plan(profile, Budget(sparsity=sparsity, context=512), "auto")
+            small_plan = plan(profile, Budget(sparsity=sparsity, context=512), "structural")
             small = cut(loaded, small_plan, text)
             head = 2 * small_plan.dense.vocab * small_plan.dense.hidden
             flops = [

@@ -13,7 +13,14 @@ from tables import PEERS, rows
 OUT = Path(__file__).parents[1] / "docs" / "perplexity.svg"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 780, 400, 60, 190, 46, 50
 LOW, HIGH = 1.0, 8.0  # the axis is logarithmic; what is worse is not drawn
-SHOWN = {"auto": "#4f5bd5", "numerical": "#14917b", "flap": "#b3591f", "wanda-sp": "#8a5cb8", "llm-pruner": "#777777"}
+SHOWN = {
+    "auto": "#4f5bd5",
+    "structural": "#c2418c",
+    "numerical": "#14917b",
+    "flap": "#b3591f",
+    "wanda-sp": "#8a5cb8",
+    "llm-pruner": "#777777",
+}
 
 
 def x(sparsity: float) -> float:

@@ -6,11 +6,14 @@ Those of recovery, which come between cut and prove, are in `stages_recover.py`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sentei.files import read_json, write_json, write_text
-from sentei.recipe import Recipe
+from sentei.recipe import Prune, Recipe
 from sentei.run import Context, Stage, fingerprint
+
+if TYPE_CHECKING:
+    from sentei.data.windows import Windows
 
 
 def _measure(context: Context) -> dict[str, Any]:
@@ -33,14 +36,30 @@ def _check_data(recipe: Recipe) -> None:
 
 def _plan(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
+    from sentei.prune.choose import choose
     from sentei.prune.planning import plan
 
     profile = Profile.load(context.before["measure"] / "profile")
-    parts = context.recipe.prune.model_dump(exclude_none=True)
-    with context.progress.stage("plan"):
-        made = plan(profile, context.recipe.budget, seed=context.recipe.seed, **parts)
+    recipe = context.recipe
+    parts = recipe.prune.model_dump(exclude_none=True)
+    if recipe.prune == Prune(method="auto"):
+        made = choose(context.dense().model, profile, recipe.budget, _judges(context), progress=context.progress)
+    else:
+        with context.progress.stage("plan"):
+            made = plan(profile, recipe.budget, seed=recipe.seed, **parts)
     made.save(context.out / "plan.json")
     return {"method": made.method, "budget": made.budget.describe(), "predicted": made.predicted}
+
+
+def _judges(context: Context) -> Windows:
+    """Windows of the calibration text behind those that `measure` read, or its last ones where it is no longer."""
+    from sentei.data.text import read_texts
+    from sentei.data.windows import as_windows
+    from sentei.prune.choose import WINDOWS
+
+    settings = context.recipe.measure
+    tokens = settings.tokens + WINDOWS * settings.window
+    return as_windows(read_texts(context.recipe.data), context.dense().tokenizer, window=settings.window, tokens=tokens)
 
 
 def _check_method(recipe: Recipe) -> None:

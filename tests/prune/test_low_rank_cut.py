@@ -92,14 +92,14 @@ def test_ranks_need_gradients_and_an_engine_that_holds_them(ids):
     with pytest.raises(InputError, match="priced in nats"):
         plan(measure(model, ids), Budget(sparsity=0.3), "low-rank", score="obs")
     with pytest.raises(InputError, match="holds no low-rank"):
-        plan(measure(model, ids), Budget(sparsity=0.3, target_engine="vllm"), "mixed")
+        plan(measure(model, ids), Budget(sparsity=0.3, target_engine="vllm"), "low-rank")
 
 
-def test_mixed_predicts_no_more_loss_than_either_kind_alone(ids):
+def test_auto_predicts_no_more_loss_than_either_kind_alone(ids):
     profile = measure(tiny_model("llama"), ids)
     budget = Budget(sparsity=0.4)
-    losses = {m: plan(profile, budget, m).predicted["loss_increase"] for m in ("auto", "low-rank", "mixed")}
-    assert losses["mixed"] <= 1.05 * min(losses["auto"], losses["low-rank"])  # menus are coarser than channels
+    losses = {m: plan(profile, budget, m).predicted["loss_increase"] for m in ("structural", "low-rank", "auto")}
+    assert losses["auto"] <= 1.05 * min(losses["structural"], losses["low-rank"])  # menus are coarser than channels
 
 
 def test_pivoted_storage_keeps_higher_ranks_for_the_same_budget(ids):
@@ -146,7 +146,7 @@ def test_eight_bits_on_top_of_low_rank(ids):
 
 def test_refinement_is_part_of_a_plan(ids):
     model = tiny_model("llama")
-    decided = plan(measure(model, ids), Budget(sparsity=0.3), "mixed", refine="block")
+    decided = plan(measure(model, ids), Budget(sparsity=0.3), "auto", refine="block")
     plain = cut(model, decided.model_copy(update={"refine": "none"}), ids)
     refined = cut(model, decided, ids)
     with torch.no_grad():
@@ -154,4 +154,29 @@ def test_refinement_is_part_of_a_plan(ids):
         errors = [(small(ids).logits - wanted).square().mean().item() for small in (plain, refined)]
     assert errors[1] < errors[0]
     with pytest.raises(InputError, match="unknown refine 'blok'"):
-        plan(measure(model, ids), Budget(sparsity=0.3), "mixed", refine="blok")
+        plan(measure(model, ids), Budget(sparsity=0.3), "auto", refine="blok")
+
+
+def test_auto_has_no_ranks_where_the_engine_holds_none(ids):
+    profile = measure(tiny_model("llama"), ids)
+    ranks = {
+        engine: sum(len(b.ranks) for b in plan(profile, Budget(sparsity=0.4, target_engine=engine), "auto").blocks)
+        for engine in ("transformers", "gguf", "uniform")
+    }
+    assert ranks["transformers"] > 0 == ranks["gguf"] == ranks["uniform"]
+
+
+def test_choose_takes_the_kind_that_loses_least_and_leaves_the_model_alone(ids):
+    from sentei.data.windows import Windows
+    from sentei.prune.choose import choose
+
+    model = tiny_model("llama")
+    before = model(ids).logits
+    made = choose(model, measure(model, ids), Budget(sparsity=0.4), Windows(ids))
+    losses = {k: v for k, v in made.predicted.items() if k.startswith("loss_increase_in_place")}
+    assert len(losses) == 3
+    kind = {(True, True): "mixed", (True, False): "structural", (False, True): "low_rank"}
+    thinned = any(len(b.ffn) < 40 or len(b.kv_groups) < 3 or b.heads_per_group < 2 for b in made.blocks)
+    named = kind[thinned, any(b.ranks for b in made.blocks)]
+    assert losses[f"loss_increase_in_place_{named}"] == min(losses.values())
+    assert torch.equal(model(ids).logits, before)

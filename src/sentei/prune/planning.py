@@ -51,7 +51,7 @@ def plan(
     base = preset(method)
     names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
     label = method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)"
-    if LOW_RANK in base.kinds:
+    if LOW_RANK in base.kinds and (base.name != "auto" or budget.limits.low_rank):
         menus = menus_for(profile, budget, base.kinds, score=names[0], compensation=names[2], storage=storage)
         made = plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
         return made.model_copy(update={"refine": refine})

@@ -52,16 +52,21 @@ class Library:
         model: the dense model; its parts are replaced while a candidate is evaluated, and put back by `restore`.
         profile: statistics of that model.
         menus: of that profile.
-        rows: what candidates are scored on.
+        rows: what candidates are scored on; None where they are only switched.
         coding: what genomes mean; default: levels of the menus.
     """
 
     def __init__(
-        self, model: nn.Module, profile: Profile, menus: Menus, rows: Prepared, coding: Coding | None = None
+        self,
+        model: nn.Module,
+        profile: Profile,
+        menus: Menus,
+        rows: Prepared | None = None,
+        coding: Coding | None = None,
     ) -> None:
         self.model, self.profile, self.menus, self.prepared = model, profile, menus, rows
         self.coding = coding or menus
-        self.rows = len(rows)
+        self.rows = 0 if rows is None else len(rows)
         self.family = family_of(cast(Any, model).config)
         self.dense = [(self.family.attention(b), self.family.ffn(b)) for b in self.family.blocks(model)]
         self.whole = [menu.entries[0] for menu in menus.parts]
@@ -73,6 +78,7 @@ class Library:
 
     def __call__(self, genome: Genome, start: int, stop: int) -> Outcome:
         """Scores rows `start` to `stop` with the parts that the genome picks."""
+        assert self.prepared is not None  # else nothing is asked for
         self.switch(self.coding.entries(genome))
         return self.prepared.score(self.model, start, stop)
 
