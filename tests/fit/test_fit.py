@@ -107,3 +107,12 @@ def test_another_setting_does_not_share_a_directory(stories, task, tmp_path):
     frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, heal=0)
     with pytest.raises(InputError, match="another model, task or setting"):
         frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, heal=0, length=64)
+
+
+def test_size_can_be_time_on_this_machine(stories, task, tmp_path):
+    report = frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=True, heal=0, phase="prefill")
+    dense, cut_ = report["points"]
+    assert cut_["latency"]["prefill_seconds"] <= 0.75 * dense["latency"]["prefill_seconds"]
+    with pytest.raises(InputError, match="evolve or path"):
+        fit(stories, task, tmp_path / "g", search="uniform", phase="decode")
+    assert search_budget("decode", "transformers")[1] == "decode"

@@ -15,7 +15,9 @@ TaskOption = Annotated[
 EngineOption = Annotated[
     str, typer.Option("--target-engine", help="Whose legal sizes hold: transformers, gguf, vllm, …")
 ]
-Objective = Annotated[str, typer.Option(help="What shall be small: params, flops, or bytes with the KV cache.")]
+Objective = Annotated[
+    str, typer.Option(help="What shall be small: params, flops, bytes (with the KV cache), prefill or decode time.")
+]
 Kinds = Annotated[str, typer.Option(help="structural, low-rank, or both with a comma; default: what the engine holds.")]
 Heal = Annotated[int, typer.Option(min=0, help="Train every cut model on so many tokens of the calibration rows.")]
 RowLength = Annotated[int, typer.Option("--length", min=2, help="Tokens of a calibration row at most.")]
@@ -50,7 +52,7 @@ def fit_command(
     from sentei.progress import TerminalProgress
     from sentei.report.fit import render, summary
 
-    wanted, budget = TaskFile.load(task), search_budget(objective, target_engine)
+    wanted, (budget, phase) = TaskFile.load(task), search_budget(objective, target_engine)
     allowed = search_kinds(kinds, target_engine)
     claim(out, overwrite=overwrite)
     loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
@@ -67,6 +69,7 @@ def fit_command(
             kinds=allowed,
             length=length,
             heal=heal,
+            phase=phase,
             seed=seed,
             progress=TerminalProgress(),
         ).report

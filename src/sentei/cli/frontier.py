@@ -37,7 +37,7 @@ def frontier_command(
     from sentei.progress import TerminalProgress
     from sentei.report.frontier import render, summary
 
-    wanted, budget = TaskFile.load(task), search_budget(objective, target_engine)
+    wanted, (budget, phase) = TaskFile.load(task), search_budget(objective, target_engine)
     allowed = search_kinds(kinds, target_engine)
     claim(out, overwrite=overwrite)
     loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
@@ -50,6 +50,7 @@ def frontier_command(
         kinds=allowed,
         length=length,
         heal=heal,
+        phase=phase,
         latency=latency,
         progress=TerminalProgress(),
     )

@@ -27,6 +27,7 @@ from sentei.models.load import Loaded
 from sentei.models.save import save
 from sentei.plan import Budget, ModelShape, Plan
 from sentei.progress import Progress
+from sentei.prove.latency import Phase
 from sentei.report.build import blocks
 from sentei.search.bisect import bisect
 from sentei.search.cache import Cache
@@ -38,7 +39,7 @@ from sentei.search.library import Coding, Library
 from sentei.search.matrices import FINE, Matrices
 
 SEARCHES = ("evolve", "path", "genetic", "uniform")
-IN_PLACE = 0.3  # share of the time for candidates in place; real cuts have the rest
+IN_PLACE = 0.2  # share of the time for candidates in place; real cuts have the rest
 LOOKS = 4  # cuts that are tried on the confirmation rows
 APART = 0.02  # of the dense size, between two of them
 
@@ -65,6 +66,7 @@ def fit(
     kinds: Sequence[str] = KINDS,
     length: int = LENGTH,
     heal: int = HEAL,
+    phase: Phase | None = None,
     evaluations: float = math.inf,
     seed: int = 0,
     progress: Progress | None = None,
@@ -83,6 +85,7 @@ def fit(
         kinds: of removal.
         length: tokens of a calibration row at most.
         heal: tokens of the calibration rows that every cut model is trained on; 0: none.
+        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
         evaluations: of candidates in place, at most.
         seed: of the search.
         progress: told about everything.
@@ -95,6 +98,10 @@ def fit(
         raise unknown("search", search, SEARCHES)
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes: {minutes:g} is no time; give more than 0")
+    if phase is not None and search in ("genetic", "uniform"):
+        raise InputError(
+            f"search {search!r} counts params, FLOPs or bytes; for {phase} time use --search evolve or path"
+        )
     progress, clock = progress or Progress(), _Clock()
     deadline = clock.started + 60 * minutes if minutes is not None else math.inf
     setup = set_up(
@@ -106,6 +113,7 @@ def fit(
         kinds=kinds,
         length=length,
         heal=heal,
+        phase=phase,
         progress=progress,
     )
     clock.lap("set up")

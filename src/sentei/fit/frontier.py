@@ -16,7 +16,7 @@ from sentei.fit.setup import HEAL, KINDS, LENGTH, Setup, about, set_up
 from sentei.models.load import Loaded
 from sentei.plan import Budget, Plan
 from sentei.progress import Progress
-from sentei.prove.latency import LatencyTable, table_for
+from sentei.prove.latency import LatencyTable, Phase, table_for
 from sentei.report.build import blocks
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -32,6 +32,7 @@ def frontier(
     kinds: Sequence[str] = KINDS,
     length: int = LENGTH,
     heal: int = HEAL,
+    phase: Phase | None = None,
     latency: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def frontier(
         kinds: of removal.
         length: tokens of a calibration row at most.
         heal: tokens of the calibration rows that every cut model is trained on; 0: none.
+        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
         latency: predict the seconds of every point, from a table that is measured on this machine first.
         progress: told about everything.
 
@@ -67,6 +69,7 @@ def frontier(
         kinds=kinds,
         length=length,
         heal=heal,
+        phase=phase,
         progress=progress,
     )
     table = table_for(loaded.model, out, progress=progress) if latency else None

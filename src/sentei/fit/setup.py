@@ -19,11 +19,12 @@ from sentei.files import check_output, hash_json, read_json, write_json
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
 from sentei.models.load import Loaded
-from sentei.plan import ENGINES, Budget, Plan, parse
+from sentei.plan import ENGINES, BlockShape, Budget, Plan, parse
 from sentei.progress import Progress
+from sentei.prove.latency import PHASES, Phase, table_for
 from sentei.prove.score import Outcome, Prepared, prepare
 from sentei.prune.cut import cut
-from sentei.prune.menu import Entry, Menus
+from sentei.prune.menu import Entry, Menus, Times
 from sentei.prune.methods import LOW_RANK, STRUCTURAL
 from sentei.prune.planning import menus_for, plan_of
 from sentei.recover.tune.adapters.files import merge
@@ -100,6 +101,7 @@ def set_up(
     kinds: Sequence[str] = KINDS,
     length: int = LENGTH,
     heal: int = HEAL,
+    phase: Phase | None = None,
     progress: Progress,
 ) -> Setup:
     """Reads and divides the rows, scores the dense model, and measures it on the calibration rows.
@@ -115,6 +117,7 @@ def set_up(
         kinds: of removal: "structural", "low-rank".
         length: tokens of a calibration row at most.
         heal: tokens of the calibration rows that every cut model is trained on; 0: none.
+        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
         progress: told about everything.
 
     Raises:
@@ -158,13 +161,27 @@ def set_up(
         goal=goal,
         windows=windows,
         profile=profile,
-        menus=menus_for(profile, budget, kinds),
+        menus=menus_for(profile, budget, kinds, times=_times(loaded, profile, out, phase, progress)),
         heal=heal,
         identity=identity,
         # per token, a cut and a step of training cost about three of the forward passes that scoring is
         cut_seconds=score_seconds * (1 + 3 * (windows.tokens + heal) / max(_tokens(prepared["search"]), 1)),
         score_seconds=score_seconds,
     )
+
+
+def _times(loaded: Loaded, profile: Profile, out: Path, phase: Phase | None, progress: Progress) -> Times | None:
+    """Prices by measured time."""
+    if phase is None:
+        return None
+    table, shape = table_for(loaded.model, out, progress=progress), profile.shape
+
+    def part(block: BlockShape) -> int:
+        return round(1e9 * table.part_seconds(shape, block, phase))
+
+    whole = table.predict(shape)[f"{phase}_seconds"]
+    blocks = sum(table.part_seconds(shape, block, phase) for block in shape.blocks)
+    return Times(part, round(1e9 * (whole - blocks)))
 
 
 def about(setup: Setup) -> dict[str, Any]:
@@ -228,18 +245,19 @@ def _claim(out: Path, identity: str) -> None:
     write_json(path, {"schema_version": 1, "identity": identity})
 
 
-def search_budget(objective: str, target_engine: str) -> Budget:
-    """A budget without an amount: what size means, and which sizes are legal.
+def search_budget(objective: str, target_engine: str) -> tuple[Budget, Phase | None]:
+    """A budget without an amount: what size means, and which sizes are legal; and the phase where size is time.
 
     Raises:
         InputError: an unknown objective or engine.
     """
     amounts: dict[str, float] = {"params": 0.0, "flops": 1.0, "bytes": 1}
-    if objective not in amounts:
-        raise unknown("objective", objective, amounts)
-    key = "sparsity" if objective == "params" else objective
-    budget: Budget = parse(Budget, {key: amounts[objective], "target_engine": target_engine}, "budget")
-    return budget
+    phase = next((found for found in PHASES if found == objective), None)
+    if objective not in amounts and phase is None:
+        raise unknown("objective", objective, [*amounts, *PHASES])
+    key = objective if objective in ("flops", "bytes") else "sparsity"
+    budget: Budget = parse(Budget, {key: amounts.get(objective, 0.0), "target_engine": target_engine}, "budget")
+    return budget, phase
 
 
 def search_kinds(text: str, target_engine: str) -> tuple[str, ...]:

@@ -131,6 +131,14 @@ class LatencyTable(_Frozen):
             for phase in PHASES
         }
 
+    def part_seconds(self, shape: ModelShape, block: BlockShape, phase: Phase) -> float:
+        """What one block, or one part of it (the other's sizes 0), takes in a model like `shape`.
+
+        Raises:
+            InputError: sizes that the table does not cover.
+        """
+        return self._scale(phase) * self._block(shape, block, phase)
+
     def _scale(self, phase: Phase) -> float:
         blocks = getattr(self.whole, phase) - getattr(self.around, phase)
         if blocks <= 0:

@@ -9,7 +9,7 @@ scaled by the share of it that stays.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +28,14 @@ LEVELS = 24  # entries of a menu
 PRICES = np.geomspace(1e-12, 1e-2, 64)  # nats per parameter: from all but free to dearer than any component
 UNIT = {"params": 1, "flops": 2, "bytes": 2}  # what a parameter costs in the budget's unit
 FFN_STEPS = 32  # channel counts of a menu; the rest of a budget is filled channel by channel
+
+
+@dataclass(frozen=True)
+class Times:
+    """Prices in nanoseconds: `part` of a block that has one part only, `around`: of all that is in no block."""
+
+    part: Callable[[BlockShape], int]
+    around: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Menus:
         kinds: "structural", "low-rank", or both.
         storage: of low-rank matrices.
         levels: entries of a menu at most.
+        times: prices entries by what they take on this machine, instead of the budget's unit.
 
     Raises:
         InputError: ranks are wanted and the target engine holds no low-rank matrices.
@@ -70,8 +79,10 @@ class Menus:
         kinds: Sequence[str] = (STRUCTURAL, LOW_RANK),
         storage: Storage = "factors",
         levels: int = LEVELS,
+        times: Times | None = None,
     ) -> None:
-        self.problem, self.kinds, self.storage = problem, tuple(kinds), storage
+        self.problem, self.kinds, self.storage, self.times = problem, tuple(kinds), storage, times
+        self.fixed = problem.fixed if times is None else times.around
         self.unit = UNIT[problem.budget.metric]
         self.rank_losses = [
             {"attention": b.attention.ranks if b.attention else {}, "ffn": b.ffn.ranks if b.ffn else {}}
@@ -107,7 +118,9 @@ class Menus:
         return left
 
     def price(self, block: int, part: str, at: int, ranks: dict[str, int]) -> int:
-        """Cost of the part in the budget's unit."""
+        """Cost of the part in the budget's unit, or in nanoseconds."""
+        if self.times is not None:
+            return self.times.part(self.size(block, part, at).model_copy(update={"ranks": ranks}))
         costs = self.problem.attention_costs if part == "attention" else self.problem.ffn_costs
         sizes = self.matrices(block, part, at)
         saved = sum(
@@ -172,7 +185,7 @@ class Menus:
             Gene(f"{menu.block}.{menu.part}", tuple(e.cost for e in menu.entries), tuple(e.loss for e in menu.entries))
             for menu in self.parts
         )
-        return Space(tuple(genes), self.problem.fixed)
+        return Space(tuple(genes), self.fixed)
 
     def entries(self, genome: Genome) -> list[Entry]:
         """The entries that a genome picks."""
@@ -180,7 +193,7 @@ class Menus:
 
     def cost(self, entries: Sequence[Entry]) -> int:
         """Cost of one entry per part, with all that no choice changes."""
-        return self.problem.fixed + sum(entry.cost for entry in entries)
+        return self.fixed + sum(entry.cost for entry in entries)
 
     def fill(self, entries: Sequence[Entry]) -> list[Entry]:
         """Gives back, one unit at a time and the most useful first, what still fits under the target.

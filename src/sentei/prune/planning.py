@@ -9,7 +9,7 @@ from sentei.errors import InfeasibleError, InputError, unknown
 from sentei.measure.profile import PartStats, Profile
 from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, planned_shape
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
-from sentei.prune.menu import LEVELS, Entry, Menus, uniform
+from sentei.prune.menu import LEVELS, Entry, Menus, Times, uniform
 from sentei.prune.methods import LOW_RANK, STRUCTURAL
 from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
@@ -84,8 +84,9 @@ def menus_for(
     compensation: str = "residual",
     storage: Storage = "factors",
     levels: int = LEVELS,
+    times: Times | None = None,
 ) -> Menus:
-    """What every part of every block may become.
+    """What every part of every block may become; see `Menus`.
 
     Raises:
         InputError: the score is not in nats, the profile has no gradients, or the engine holds no low-rank matrices.
@@ -93,7 +94,7 @@ def menus_for(
     if LOW_RANK in kinds and SCORES[score].scale != "nats":
         nats = [name for name, found in SCORES.items() if found.scale == "nats"]
         raise InputError(f"ranks are priced in nats, score {score!r} is not; use one of {', '.join(nats)}")
-    return Menus(problem_for(profile, budget, score, compensation), profile, kinds, storage, levels)
+    return Menus(problem_for(profile, budget, score, compensation), profile, kinds, storage, levels, times)
 
 
 def plan_of(profile: Profile, menus: Menus, entries: Sequence[Entry], *, method: str, allocation: str) -> Plan:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RESOLUTION = 0.01
 NEIGHBOURS = 2
-STEP = 0.08  # of the first move of a climb
+STEP = 0.12  # of the first move of a climb
 
 Path = Callable[[float], Genome]  # share removed -> genome
 
