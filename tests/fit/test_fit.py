@@ -116,3 +116,13 @@ def test_size_can_be_time_on_this_machine(stories, task, tmp_path):
     with pytest.raises(InputError, match="evolve or path"):
         fit(stories, task, tmp_path / "g", search="uniform", phase="decode")
     assert search_budget("decode", "transformers")[1] == "decode"
+
+
+def test_workers_find_what_one_process_finds(stories, task, tmp_path):
+    """Outcomes come back in order, so that the search takes the same way."""
+    found = [
+        fit(stories, task, tmp_path / str(n), tolerance=0.2, search="path", heal=0, workers=n).report["fit"]
+        for n in (1, 2)
+    ]
+    assert found[0]["removed_in_place"] == found[1]["removed_in_place"]
+    assert found[0]["removed"] == found[1]["removed"]

@@ -36,6 +36,7 @@ def fit_command(
     kinds: Kinds = "",
     length: RowLength = 512,
     heal: Heal = 24_000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate candidates; each loads the model.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
@@ -70,6 +71,7 @@ def fit_command(
             length=length,
             heal=heal,
             phase=phase,
+            workers=workers,
             seed=seed,
             progress=TerminalProgress(),
         ).report

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from sentei.errors import InputError, QualityError, unknown
 from sentei.files import write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
 from sentei.fit.setup import HEAL, KINDS, LENGTH, Setup, about, set_up
+from sentei.fit.workers import Workshop, coding_for
 from sentei.models.load import Loaded
 from sentei.models.save import save
 from sentei.plan import Budget, ModelShape, Plan
@@ -36,7 +38,7 @@ from sentei.search.genetic import genetic
 from sentei.search.goal import Goal
 from sentei.search.ledger import Allowance, Result
 from sentei.search.library import Coding, Library
-from sentei.search.matrices import FINE, Matrices
+from sentei.search.workers import Processes
 
 SEARCHES = ("evolve", "path", "genetic", "uniform")
 IN_PLACE = 0.2  # share of the time for candidates in place; real cuts have the rest
@@ -68,6 +70,7 @@ def fit(
     heal: int = HEAL,
     phase: Phase | None = None,
     evaluations: float = math.inf,
+    workers: int = 1,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Fitted:
@@ -87,6 +90,7 @@ def fit(
         heal: tokens of the calibration rows that every cut model is trained on; 0: none.
         phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
         evaluations: of candidates in place, at most.
+        workers: processes that evaluate them, each with the model and its share of the threads.
         seed: of the search.
         progress: told about everything.
 
@@ -119,7 +123,8 @@ def fit(
     clock.lap("set up")
     now = time.monotonic()
     allowance = Allowance(evaluations, now + IN_PLACE * (deadline - now), pace=setup.score_seconds)
-    found, coding = _in_place(setup, search, allowance, out, seed, progress)
+    shop = Workshop.of(setup, out, search, phase) if workers > 1 else None
+    found, coding = _in_place(setup, search, allowance, out, seed, shop, workers, progress)
     clock.lap("search in place")
     cutter = Cutter(setup, progress)
     journal = out / f"{search}-cuts.jsonl"
@@ -170,25 +175,29 @@ class _Clock:
 
 
 def _in_place(
-    setup: Setup, search: str, allowance: Allowance, out: Path, seed: int, progress: Progress
+    setup: Setup,
+    search: str,
+    allowance: Allowance,
+    out: Path,
+    seed: int,
+    shop: Workshop | None,
+    count: int,
+    progress: Progress,
 ) -> tuple[Result, Coding]:
     """The search over candidates in place, and what its genomes mean."""
-    menus = setup.menus
-    coding: Coding = menus
-    if search in ("genetic", "uniform"):
-        coding = Matrices(menus, FINE) if search == "uniform" else Matrices(menus)
-    library = Library(setup.loaded.model, setup.profile, menus, setup.prepared["search"], coding)
+    coding = coding_for(setup.menus, search)
     cache = Cache(coding.space, setup.goal.rows, out / f"{search}.jsonl", setup.identity)
     shared: dict[str, Any] = {"allowance": allowance, "cache": cache, "progress": progress}
-    try:
+    library = Library(setup.loaded.model, setup.profile, setup.menus, setup.prepared["search"], coding)
+    with contextlib.ExitStack() as stack:
+        stack.callback(library.restore)
+        evaluate = library if shop is None else stack.enter_context(Processes(shop, count))
         if search == "evolve":
-            return evolve(coding.space, library, setup.goal, seed=seed, **shared), coding
+            return evolve(coding.space, evaluate, setup.goal, seed=seed, **shared), coding
         if search == "genetic":
-            return genetic(coding.space, library, setup.goal, seed=seed, **shared), coding
+            return genetic(coding.space, evaluate, setup.goal, seed=seed, **shared), coding
         path = coding.space.uniform if search == "uniform" else coding.space.at
-        return bisect(coding.space, library, setup.goal, path=path, **shared), coding
-    finally:
-        library.restore()
+        return bisect(coding.space, evaluate, setup.goal, path=path, **shared), coding
 
 
 def _cut(

@@ -161,7 +161,7 @@ def set_up(
         goal=goal,
         windows=windows,
         profile=profile,
-        menus=menus_for(profile, budget, kinds, times=_times(loaded, profile, out, phase, progress)),
+        menus=menus_for(profile, budget, kinds, times=times_of(loaded, profile, out, phase, progress)),
         heal=heal,
         identity=identity,
         # per token, a cut and a step of training cost about three of the forward passes that scoring is
@@ -170,7 +170,7 @@ def set_up(
     )
 
 
-def _times(loaded: Loaded, profile: Profile, out: Path, phase: Phase | None, progress: Progress) -> Times | None:
+def times_of(loaded: Loaded, profile: Profile, out: Path, phase: Phase | None, progress: Progress) -> Times | None:
     """Prices by measured time."""
     if phase is None:
         return None

@@ -1,0 +1,80 @@
+"""Evaluators of candidates in place, here or in processes of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentei.data.splits import Splits
+from sentei.data.task_file import TaskFile
+from sentei.data.task_rows import read_rows
+from sentei.errors import InputError
+from sentei.fit.setup import Setup, times_of
+from sentei.measure.profile import Profile
+from sentei.models.load import load
+from sentei.plan import Budget
+from sentei.progress import Progress
+from sentei.prove.latency import Phase
+from sentei.prove.score import prepare
+from sentei.prune.menu import Menus
+from sentei.prune.planning import menus_for
+from sentei.search.library import Coding, Library
+from sentei.search.matrices import FINE, Matrices
+
+
+def coding_for(menus: Menus, search: str) -> Coding:
+    """What genomes mean: levels of the menus, or LLM-Sieve's one gene per matrix."""
+    if search == "uniform":
+        return Matrices(menus, FINE)
+    return Matrices(menus) if search == "genetic" else menus
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Makes the evaluator of a run in another process, from what the run has stored.
+
+    Attributes:
+        source: directory of the dense model.
+        dtype: that it is loaded in.
+        task: its search rows are read.
+        out: run directory with splits.json and profile/.
+        budget: of the search.
+        kinds: of removal.
+        phase: where size is time.
+        search: what genomes mean.
+    """
+
+    source: str
+    dtype: str
+    task: TaskFile
+    out: Path
+    budget: Budget
+    kinds: tuple[str, ...]
+    phase: Phase | None
+    search: str
+
+    @classmethod
+    def of(cls, setup: Setup, out: Path, search: str, phase: Phase | None) -> Workshop:
+        """For a run that is set up.
+
+        Raises:
+            InputError: a model that only exists in memory.
+        """
+        model: Any = setup.loaded.model
+        if not (Path(model.name_or_path) / "config.json").is_file():
+            raise InputError(
+                f"workers load the model again, and {setup.loaded.name} is in no directory; use --workers 1"
+            )
+        dtype = str(model.dtype).removeprefix("torch.")
+        menus = setup.menus
+        return cls(model.name_or_path, dtype, setup.task, out, menus.problem.budget, menus.kinds, phase, search)
+
+    def __call__(self) -> Library:
+        """The evaluator."""
+        loaded, profile = load(self.source, dtype=self.dtype), Profile.load(self.out / "profile")
+        rows = Splits.load(self.out / "splits.json", read_rows(self.task)).search
+        times = times_of(loaded, profile, self.out, self.phase, Progress())
+        menus = menus_for(profile, self.budget, self.kinds, times=times)
+        scored = prepare(rows, loaded.tokenizer, self.task.metric, max_new_tokens=self.task.max_new_tokens)
+        return Library(loaded.model, profile, menus, scored, coding_for(menus, self.search))
