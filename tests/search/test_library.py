@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from sentei.data.task_rows import TaskRow
 from sentei.measure import measure
@@ -10,11 +11,11 @@ from sentei.prove.score import prepare
 from sentei.prune.cut import cut
 from sentei.prune.planning import menus_for, plan_of
 from sentei.search.library import Library
-from tiny import tiny_model
+from tiny import tiny_model, tiny_tokenizer
 
 
 def rows(tokenizer, count=12):
-    words = [w for w in tokenizer.get_vocab() if w.isalpha()][:40]
+    words = sorted(w for w in tokenizer.get_vocab() if w.isalnum())[:40]
     return [
         TaskRow(str(i), f"{words[i]} {words[i + 1]}", (f" {words[i + 2]}", f" {words[i + 3]}"), i % 2, "", (), {}, "")
         for i in range(count)
@@ -22,9 +23,14 @@ def rows(tokenizer, count=12):
 
 
 @pytest.fixture(scope="module")
-def made(tokenizer, ids):
-    model = tiny_model("llama")
-    profile = measure(model, ids.repeat(4, 1) if len(ids) < 16 else ids)
+def ids():
+    return torch.randint(3, 128, (24, 32), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def made(ids):
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    profile = measure(model, ids)
     menus = menus_for(profile, Budget(sparsity=0.3), levels=12)
     return model, profile, menus, Library(model, profile, menus, prepare(rows(tokenizer), tokenizer, "acc"))
 
@@ -45,12 +51,13 @@ def test_one_part_in_place_is_the_cut_model(made, ids):
     for level in range(1, len(menus.parts[position].entries) - 1):
         genome = (*[0] * position, level)
         decided = plan_of(profile, menus, menus.entries(genome), method="test", allocation="global")
-        small = cut(model, decided.model_copy(update={"compensation": "least-squares"}), ids)
         library.restore()
+        small = cut(model, decided.model_copy(update={"compensation": "least-squares"}), ids)
         wanted = library.prepared.score(small).loss
         dense = library.prepared.score(model).loss
         found = library(genome, 0, 12).loss
-        assert np.abs(found - wanted).max() <= 0.35 * max(np.abs(dense - wanted).max(), 0.05)  # their ridges differ
+        # their ridges differ, and there is little data
+        assert np.linalg.norm(found - wanted) <= 0.5 * max(np.linalg.norm(dense - wanted), 0.1)
 
 
 def test_menus_fall_in_cost_and_rise_in_loss_and_hold_every_kind(made):
@@ -69,11 +76,13 @@ def test_menus_fall_in_cost_and_rise_in_loss_and_hold_every_kind(made):
 
 def test_modules_beyond_the_memory_are_built_again(made):
     model, profile, menus, library = made
+    rng = np.random.default_rng(0)
+    genomes = [tuple(int(rng.integers(len(m.entries))) for m in menus.parts) for _ in range(4)]
+    wanted = [library(genome, 0, 12).loss for genome in genomes]
+    library.restore()
     small = Library(model, profile, menus, library.prepared)
     small._most = 1.0
-    rng = np.random.default_rng(0)
-    for _ in range(4):
-        genome = tuple(int(rng.integers(len(m.entries))) for m in menus.parts)
-        assert np.array_equal(small(genome, 0, 12).loss, library(genome, 0, 12).loss)
+    for genome, loss in zip(genomes, wanted, strict=True):
+        assert np.array_equal(small(genome, 0, 12).loss, loss)
         assert len(small._modules) == 1
-    library.restore()
+    small.restore()

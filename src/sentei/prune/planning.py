@@ -125,6 +125,7 @@ def solve_menus(menus: Menus, allocation: str) -> list[Entry]:
         if menus.cost(entries) > problem.target:
             raise InfeasibleError(f"{problem.budget.describe()} leaves less than rank 1 of every matrix; ask for less")
         return menus.fill(entries)
+    problem.refuse_above(menus.space.cost(menus.space.smallest))
     return menus.fill(menus.entries(menus.space.solve(problem.target)))
 
 

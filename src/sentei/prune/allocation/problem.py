@@ -145,6 +145,10 @@ class Problem:
             *zip(self.ffn_costs, self.ffn_legal, strict=True),
         ):
             smallest += int(costs[legal].min())
+        self.refuse_above(smallest)
+
+    def refuse_above(self, smallest: int) -> None:
+        """Raises InfeasibleError where the smallest legal model is too large, and says what is reachable."""
         if smallest > self.target:
             dense = self.budget.cost(self.dense)
             raise InfeasibleError(
