@@ -87,8 +87,8 @@ def projections(names: list[str]) -> None:
     """Every matrix keeps the same share of its parameters, by each projection, in place: accuracy and task loss."""
     import torch
 
+    from sentei.algebra.lowrank import break_even
     from sentei.measure.stream import MATRICES_OF, part_linears
-    from sentei.prune.lowrank import break_even
 
     rows = Rows("fit")
     for name in names:

@@ -20,9 +20,9 @@ from common import Rows, model, windows
 from result_rows import table
 from torch import Tensor
 
+from sentei.algebra.lowrank import break_even, relative_error
 from sentei.families import family_of
 from sentei.measure.stream import gram, part_linears, tap
-from sentei.prune.lowrank import break_even, relative_error
 from sentei.prune.projections import PROJECTIONS, Projection, Trained
 
 MATRICES = ((0, "q_proj"), (15, "q_proj"), (15, "o_proj"), (15, "up_proj"), (15, "down_proj"))

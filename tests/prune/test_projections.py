@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sentei.algebra.lowrank import factors, relative_error, tail
 from sentei.errors import InputError
-from sentei.prune.lowrank import factors, relative_error, tail
 from sentei.prune.projections import PROJECTIONS, TRAINED, TRAINED_FREE, Trained, closed_form, svd_llm
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from sentei.errors import InputError
-from sentei.search.space import Genome
+from sentei.prune.space import Genome
 
 
 class Labour:

@@ -9,8 +9,8 @@ import numpy as np
 
 from sentei.prove.metrics import Metric
 from sentei.prove.score import Outcome
+from sentei.prune.space import Gene, Genome, Space
 from sentei.search.goal import Goal
-from sentei.search.space import Gene, Genome, Space
 
 ACCURACY = Metric("acc", higher=True, kind="choices")
 PERPLEXITY = Metric("perplexity", higher=False, kind="target")

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from search.landscape import Landscape, outcome, space
+from sentei.prune.space import Gene, Genome, Space
 from sentei.search.bisect import bisect, descend, holds
 from sentei.search.ledger import Allowance, Ledger
-from sentei.search.space import Gene, Genome, Space
 
 
 class Steps:

@@ -8,9 +8,9 @@ import pytest
 
 from search.labour import Labour
 from sentei.errors import InputError, SenteiError
+from sentei.prune.space import Gene, Space
 from sentei.search.goal import Goal
 from sentei.search.ledger import Ledger
-from sentei.search.space import Gene, Space
 from sentei.search.workers import Mapper, Processes, Serial
 
 

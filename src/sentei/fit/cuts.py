@@ -13,10 +13,10 @@ from sentei.plan import Plan
 from sentei.progress import Progress
 from sentei.prove.score import Outcome
 from sentei.prune.menu import Entry
+from sentei.prune.space import Genome
 from sentei.search.bisect import climb
 from sentei.search.cache import Cache
 from sentei.search.ledger import Allowance, Ledger, Spent
-from sentei.search.space import Genome
 
 RESOLUTION = 0.01
 

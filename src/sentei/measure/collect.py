@@ -267,9 +267,9 @@ def _block_gradients(
 def rank_losses(part: PartStats, linears: dict[str, nn.Linear], gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     """Growth of the loss (nats) when a matrix keeps rank R, for R = 0 … min(out, in), by matrix.
 
-    The projection is the output-aligned one (`sentei.prune.lowrank`); its error is judged by the output gradients.
+    The projection is the output-aligned one (`sentei.algebra.lowrank`); its error is judged by the output gradients.
     """
-    from sentei.prune.lowrank import expected_loss, factors
+    from sentei.algebra.lowrank import expected_loss, factors
 
     losses = {}
     for name, linear in linears.items():

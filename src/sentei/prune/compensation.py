@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sentei.algebra.lowrank import factors
 from sentei.errors import SenteiError
 from sentei.measure.stream import column_sum, cross, gram
-from sentei.prune.lowrank import factors
 from sentei.registry import Registry
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sentei.algebra.lowrank import factors, pivot
 from sentei.data.windows import Windows, as_windows
 from sentei.errors import InputError, SenteiError
 from sentei.families import family_of
@@ -26,7 +27,6 @@ from sentei.models.load import as_loaded
 from sentei.plan import BlockPlan, Plan
 from sentei.progress import Progress
 from sentei.prune.compensation import COMPENSATIONS, Compensation, Fit
-from sentei.prune.lowrank import factors, pivot
 
 
 def cut(

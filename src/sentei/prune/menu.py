@@ -3,8 +3,8 @@
 An entry of a menu thins a part (KV groups, query heads, FFN channels), stores some of its matrices as products of lower
 rank, or both. For a price λ of one parameter each matrix picks the rank with the least `loss + λ · parameters`, so a
 menu holds what no other entry beats in price and loss at once. Losses are nats: OBS in the Fisher metric for thinning,
-½ Σ λᵢ uᵢᵀ G uᵢ for ranks (`sentei.prune.lowrank`); the losses of both are added, and a thinned matrix's rank losses are
-scaled by the share of it that stays.
+½ Σ λᵢ uᵢᵀ G uᵢ for ranks (`sentei.algebra.lowrank`); the losses of both are added, and a thinned matrix's rank losses
+are scaled by the share of it that stays.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sentei.algebra.lowrank import break_even
 from sentei.errors import InputError
 from sentei.measure.profile import Profile
 from sentei.plan import BlockShape, Storage, stored
 from sentei.prune.allocation.problem import Choice, Problem
-from sentei.prune.lowrank import break_even
 from sentei.prune.methods import LOW_RANK, STRUCTURAL
-from sentei.search.space import Gene, Genome, Space
+from sentei.prune.space import Gene, Genome, Space
 
 LEVELS = 24  # entries of a menu
 PRICES = np.geomspace(1e-12, 1e-2, 64)  # nats per parameter: from all but free to dearer than any component

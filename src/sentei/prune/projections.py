@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sentei.prune.lowrank import factors
+from sentei.algebra.lowrank import factors
 from sentei.registry import Registry
 
 ASVD_ALPHA = 0.5  # the paper's

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from sentei.errors import InfeasibleError
 from sentei.progress import Progress
+from sentei.prune.space import Genome, Space
 from sentei.search.cache import Cache
 from sentei.search.goal import Evaluator, Goal
 from sentei.search.ledger import Allowance, Ledger, Result, Spent
 from sentei.search.racing import stops
-from sentei.search.space import Genome, Space
 from sentei.search.workers import Mapper
 
 if TYPE_CHECKING:

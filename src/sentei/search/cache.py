@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentei.errors import InputError
-from sentei.search.space import Genome, Space
+from sentei.prune.space import Genome, Space
 
 if TYPE_CHECKING:
     from sentei.prove.score import Outcome

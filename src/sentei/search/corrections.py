@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sentei.prune.space import Space
 from sentei.search.goal import Goal, paired_loss
 from sentei.search.ledger import Trial
-from sentei.search.space import Space
 
 SPREAD = 0.7  # τ
 MISFIT = 0.1  # of the sum over genes

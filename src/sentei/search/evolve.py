@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError
 from sentei.progress import Progress
+from sentei.prune.space import Genome, Space
 from sentei.search.bisect import descend
 from sentei.search.cache import Cache
 from sentei.search.corrections import Corrections
 from sentei.search.goal import ERROR, Evaluator, Goal
 from sentei.search.ledger import Allowance, Ledger, Result, Spent
 from sentei.search.racing import RUNGS, race
-from sentei.search.space import Genome, Space
 from sentei.search.workers import Mapper
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sentei.progress import Progress
+from sentei.prune.space import Genome, Space
 from sentei.search.cache import Cache
 from sentei.search.goal import Evaluator, Goal
 from sentei.search.ledger import Allowance, Ledger, Result, Spent, Trial
-from sentei.search.space import Genome, Space
 from sentei.search.workers import Mapper
 
 

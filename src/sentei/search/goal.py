@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sentei.errors import InputError
 from sentei.prove.intervals import Interval, ratio_bootstrap
-from sentei.search.space import Genome
+from sentei.prune.space import Genome
 
 if TYPE_CHECKING:
     from sentei.prove.metrics import Metric

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sentei.progress import Bar
+from sentei.prune.space import Genome, Space
 from sentei.search.cache import Cache
 from sentei.search.goal import Evaluator, Goal, loss, take
-from sentei.search.space import Genome, Space
 from sentei.search.workers import Mapper, Serial, Task
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sentei.algebra.lowrank import Factors, factors
+from sentei.algebra.solve import solve
 from sentei.families import family_of
 from sentei.families.modeling_sentei import LowRankLinear, Removed
 from sentei.families.surgery import kept
@@ -22,11 +24,9 @@ from sentei.measure.profile import PartStats, Profile
 from sentei.measure.stream import MATRICES_OF
 from sentei.plan import BlockPlan
 from sentei.prove.score import Outcome, Prepared
-from sentei.prune.lowrank import Factors, factors
 from sentei.prune.menu import Entry, Menus
 from sentei.prune.ranking import attention_columns
-from sentei.prune.solve import solve
-from sentei.search.space import Genome, Space
+from sentei.prune.space import Genome, Space
 
 RIDGE = 1e-2  # of each input's energy, in the refit of an output matrix
 MEMORY = 2.0  # modules that are kept, in sizes of the dense model's blocks

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from sentei.algebra.lowrank import break_even
 from sentei.plan import stored
-from sentei.prune.lowrank import break_even
 from sentei.prune.menu import Entry, Menus
-from sentei.search.space import Gene, Genome, Space
+from sentei.prune.space import Gene, Genome, Space
 
 KEPT = (0.9, 0.75, 0.6, 0.5, 0.35, 0.25, 0.2, 0.1, 0.05)  # after 1.0, the dense matrix
 FINE = tuple(1 - step / 40 for step in range(1, 40))  # for the uniform bisection

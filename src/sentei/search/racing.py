@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sentei.prune.space import Genome
 from sentei.search.goal import ERROR, below_zero, loss
 from sentei.search.ledger import Ledger, Trial
-from sentei.search.space import Genome
 
 RUNGS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 LEAST_ROWS = 16

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sentei.errors import InputError, SenteiError
+from sentei.prune.space import Genome
 from sentei.search.goal import Evaluator
-from sentei.search.space import Genome
 
 if TYPE_CHECKING:
     from sentei.prove.score import Outcome

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sentei.algebra.solve import solve
 from sentei.measure.profile import PartStats
 from sentei.prune.scores.base import Score
-from sentei.prune.solve import solve
 
 
 def relaxed_system(part: PartStats) -> Tensor:

@@ -3,10 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sentei.algebra.lowrank import factors
+from sentei.algebra.pivot import pivot
 from sentei.errors import SenteiError
 from sentei.plan import stored
-from sentei.prune.lowrank import factors
-from sentei.prune.pivot import pivot
 
 BOUND = 1.1
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from search.landscape import space as random_space
 from sentei.errors import InfeasibleError
-from sentei.search.space import Gene, Space
+from sentei.prune.space import Gene, Space
 
 
 @st.composite

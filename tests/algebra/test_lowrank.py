@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sentei.algebra.lowrank import break_even, expected_loss, factors, relative_error, stored, tail
 from sentei.errors import SenteiError
-from sentei.prune.lowrank import break_even, expected_loss, factors, relative_error, stored, tail
 
 TOKENS = 300
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sentei.algebra.pivot import pivot as pivot
+from sentei.algebra.solve import solve
 from sentei.errors import SenteiError
 from sentei.plan import Storage
 from sentei.plan import stored as stored
-from sentei.prune.pivot import pivot as pivot
-from sentei.prune.solve import solve
 
 RIDGE = 1e-4  # of each input's energy, pulls an anchored fit towards the dense weights
 DAMPING = 1e-3  # of the mean output's weight: what a metric that was measured on few gradients does not know
