@@ -100,6 +100,14 @@ class Family:
         """The FFN part, with gate_proj, up_proj, down_proj; None where it was removed."""
         return _part(block, "mlp")
 
+    def part(self, block: nn.Module, name: str) -> nn.Module | None:
+        """The "attention" or the "ffn" part."""
+        return self.attention(block) if name == "attention" else self.ffn(block)
+
+    def part_norm(self, block: nn.Module, name: str) -> nn.Module:
+        """The norm before the "attention" or the "ffn" part."""
+        return self.attention_norm(block) if name == "attention" else self.ffn_norm(block)
+
     def attention_norm(self, block: nn.Module) -> nn.Module:
         """The norm before the attention part (an Identity where that was removed)."""
         return cast(nn.Module, block.input_layernorm)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sentei.families import family_of, modeling_sentei
 from sentei.families.base import Family
-from sentei.plan import ATTENTION_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
+from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,25 +102,16 @@ def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: 
 
     Low-rank matrices get their bias only: their factors come from a fit (`sentei.prune.cut`).
     """
-    new: Any = family.attention(pruned_block)
-    old: Any = family.attention(dense_block)
-    if plan.kv_groups and new is not None and old is not None:
-        query, key = head_rows(plan, old.num_key_value_groups, dense.head_dim, old.o_proj.weight.device)
-        _copy_linear(new.q_proj, old.q_proj, rows=query)
-        _copy_linear(new.k_proj, old.k_proj, rows=key)
-        _copy_linear(new.v_proj, old.v_proj, rows=key)
-        _copy_linear(new.o_proj, old.o_proj, columns=query)
-        if dense.qk_norm:
-            _copy_all(new.q_norm, old.q_norm)
-            _copy_all(new.k_norm, old.k_norm)
-        _copy_all(family.attention_norm(pruned_block), family.attention_norm(dense_block))
-    new, old = family.ffn(pruned_block), family.ffn(dense_block)
-    if plan.ffn and new is not None and old is not None:
-        kept = torch.tensor(plan.ffn, device=old.down_proj.weight.device)
-        _copy_linear(new.gate_proj, old.gate_proj, rows=kept)
-        _copy_linear(new.up_proj, old.up_proj, rows=kept)
-        _copy_linear(new.down_proj, old.down_proj, columns=kept)
-        _copy_all(family.ffn_norm(pruned_block), family.ffn_norm(dense_block))
+    for part, names, stays in (("attention", ATTENTION_MATRICES, plan.kv_groups), ("ffn", FFN_MATRICES, plan.ffn)):
+        new, old = family.part(pruned_block, part), family.part(dense_block, part)
+        if not stays or new is None or old is None:
+            continue
+        for name in names:
+            _copy_linear(getattr(new, name), *kept(old, name, plan, dense.head_dim))
+        if dense.qk_norm and part == "attention":
+            _copy_all(cast(Any, new).q_norm, cast(Any, old).q_norm)
+            _copy_all(cast(Any, new).k_norm, cast(Any, old).k_norm)
+        _copy_all(family.part_norm(pruned_block, part), family.part_norm(dense_block, part))
 
 
 def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
@@ -172,16 +163,11 @@ def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any 
     return (heads[:, None] * head_dim + within).flatten(), (groups[:, None] * head_dim + within).flatten()
 
 
-def _copy_linear(new: Any, old: Any, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+def _copy_linear(new: Any, weight: Tensor, bias: Tensor | None) -> None:
     if not isinstance(new, modeling_sentei.LowRankLinear):
-        weight = old.weight if rows is None else old.weight.index_select(0, rows)
-        new.weight.copy_(weight if columns is None else weight.index_select(1, columns))
-    if new.bias is None:
-        return
-    if old.bias is None:
-        new.bias.zero_()  # a compensation fills it
-    else:
-        new.bias.copy_(old.bias if rows is None else old.bias.index_select(0, rows))
+        new.weight.copy_(weight)
+    if new.bias is not None:
+        new.bias.zero_() if bias is None else new.bias.copy_(bias)  # a compensation fills one that is new
 
 
 def _copy_all(new: nn.Module, old: nn.Module) -> None:

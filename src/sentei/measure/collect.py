@@ -256,8 +256,7 @@ def _block_gradients(
             p.requires_grad_(required)
     for part, found in linears.items():
         values = {name: (x.weight.detach().float() * taylor[name] / count).abs() for name, x in found.items()}
-        part_stats = stats.attention if part == "attention" else stats.ffn
-        assert part_stats is not None  # a part with linears was measured
+        part_stats = stats.part(part)
         part_stats.taylor = _per_input(part, shape.blocks[index], values)
         part_stats.output_grad = squares[list(found)[-1]] / count
         part_stats.ranks = rank_losses(part_stats, found, {name: squares[name] / count for name in found})

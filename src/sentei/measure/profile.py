@@ -57,6 +57,12 @@ class BlockStats:
     ffn: PartStats | None
     angle: float
 
+    def part(self, name: str) -> PartStats:
+        """Statistics of the "attention" or the "ffn" part, which has to be there."""
+        stats = self.attention if name == "attention" else self.ffn
+        assert stats is not None  # a part with linears was measured
+        return stats
+
 
 @dataclass
 class Profile:

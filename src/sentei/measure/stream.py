@@ -31,7 +31,7 @@ MATRICES_OF = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
 
 def part_linears(family: Family, block: nn.Module, part: str) -> dict[str, nn.Linear]:
     """The linears of a block's part by name, the row-pruned one (o_proj, down_proj) last; empty without the part."""
-    module = family.attention(block) if part == "attention" else family.ffn(block)
+    module = family.part(block, part)
     return {} if module is None else {name: cast(nn.Linear, getattr(module, name)) for name in MATRICES_OF[part]}
 
 

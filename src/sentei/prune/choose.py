@@ -16,11 +16,11 @@ from sentei.measure.profile import Profile
 from sentei.plan import Budget, Plan
 from sentei.progress import Progress
 from sentei.prove.perplexity import perplexity
-from sentei.prune.methods import LOW_RANK, STRUCTURAL
+from sentei.prune.methods import KINDS, LOW_RANK, STRUCTURAL
 from sentei.prune.planning import menus_for, plan, plan_of, solve_menus
 from sentei.search.library import Library
 
-KINDS = {"structural": (STRUCTURAL,), "low-rank": (LOW_RANK,), "mixed": (STRUCTURAL, LOW_RANK)}
+CANDIDATES = {"structural": (STRUCTURAL,), "low-rank": (LOW_RANK,), "mixed": KINDS}
 WINDOWS = 16  # that judge
 
 
@@ -42,9 +42,9 @@ def choose(model: Any, profile: Profile, budget: Budget, windows: Windows, *, pr
     ids = windows.ids[-WINDOWS:]
     losses: dict[str, float] = {}
     plans: dict[str, Plan] = {}
-    with (progress or Progress()).stage("choose", total=len(KINDS), unit="kinds") as bar:
+    with (progress or Progress()).stage("choose", total=len(CANDIDATES), unit="kinds") as bar:
         dense = math.log(perplexity(model, ids).value)
-        for name, kinds in KINDS.items():
+        for name, kinds in CANDIDATES.items():
             menus = menus_for(profile, budget, kinds)
             try:
                 entries = solve_menus(menus, "global")

@@ -97,7 +97,7 @@ def cut(
 def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:
     """Low-rank matrices without data: the best product of the weights themselves."""
     block = plan.blocks[index]
-    dense = family.attention(old) if part == "attention" else family.ffn(old)
+    dense = family.part(old, part)
     for name, linear in part_linears(family, new, part).items():
         if name in block.ranks:
             weight, _ = kept(dense, name, block, plan.dense.head_dim)
@@ -132,7 +132,7 @@ class _Part:
         self.family, self.part, self.head_dim = family, part, plan.dense.head_dim
         self.block: BlockPlan = plan.blocks[index]
         self.old_block, self.new_block = family.blocks(dense)[index], family.blocks(pruned)[index]
-        self.dense_part = (family.attention if part == "attention" else family.ffn)(self.old_block)
+        self.dense_part = family.part(self.old_block, part)
         self.old, self.new = _runner(family, dense, index, part), _runner(family, pruned, index, part)
         self.old_linears = part_linears(family, self.old_block, part)
         self.new_linears = part_linears(family, self.new_block, part)
@@ -194,10 +194,7 @@ class _Part:
 
     def _fit_inner(self, names: list[str], streams: _Streams) -> None:
         """Low-rank matrices before the output matrix: the dense matrix's outputs from the cut model's inputs."""
-        old_norm, new_norm = (
-            (self.family.attention_norm if self.part == "attention" else self.family.ffn_norm)(block)
-            for block in (self.old_block, self.new_block)
-        )
+        old_norm, new_norm = (self.family.part_norm(block, self.part) for block in (self.old_block, self.new_block))
         weights = {name: kept(self.dense_part, name, self.block, self.head_dim)[0] for name in names}
         grams: Tensor | float = 0.0
         crosses: dict[str, Tensor] = {}

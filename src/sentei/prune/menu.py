@@ -21,7 +21,7 @@ from sentei.errors import InputError
 from sentei.measure.profile import Profile
 from sentei.plan import BlockShape, Storage, stored
 from sentei.prune.allocation.problem import Choice, Problem
-from sentei.prune.methods import LOW_RANK, STRUCTURAL
+from sentei.prune.methods import KINDS, LOW_RANK, STRUCTURAL
 from sentei.prune.space import Gene, Genome, Space
 
 LEVELS = 24  # entries of a menu
@@ -76,7 +76,7 @@ class Menus:
         self,
         problem: Problem,
         profile: Profile,
-        kinds: Sequence[str] = (STRUCTURAL, LOW_RANK),
+        kinds: Sequence[str] = KINDS,
         storage: Storage = "factors",
         levels: int = LEVELS,
         times: Times | None = None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sentei.errors import unknown
 
-STRUCTURAL, LOW_RANK = "structural", "low-rank"  # kinds of removal: units go, or matrices become products
+KINDS = STRUCTURAL, LOW_RANK = "structural", "low-rank"  # of removal: units go, or matrices become products
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ METHODS: dict[str, Method] = {
             "residual",
             "our default: channels, heads and ranks in one knapsack over predicted nats, where the engine holds ranks",
             "docs/low-rank.md",
-            (STRUCTURAL, LOW_RANK),
+            KINDS,
         ),
         Method(
             "structural",

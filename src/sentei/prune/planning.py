@@ -10,7 +10,7 @@ from sentei.measure.profile import PartStats, Profile
 from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, planned_shape
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.menu import LEVELS, Entry, Menus, Times, uniform
-from sentei.prune.methods import LOW_RANK, STRUCTURAL
+from sentei.prune.methods import KINDS, LOW_RANK
 from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
 from sentei.prune.scores import SCORES, Score
@@ -54,14 +54,14 @@ def plan(
     if LOW_RANK in base.kinds and (base.name != "auto" or budget.limits.low_rank):
         menus = menus_for(profile, budget, base.kinds, score=names[0], compensation=names[2], storage=storage)
         made = plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
-        return made.model_copy(update={"refine": refine})
-    rule = ALLOCATIONS[names[1]]
-    problem = problem_for(profile, budget, names[0], names[2], seed, ranked=rule.needs_score)
-    choices = rule.solve(problem)
-    known = SCORES[names[0]].scale == "nats" and rule.needs_score
-    ranks: list[dict[str, int]] = [{} for _ in choices]
-    loss = problem.loss(choices) if known else None
-    made = _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
+    else:
+        rule = ALLOCATIONS[names[1]]
+        problem = problem_for(profile, budget, names[0], names[2], seed, ranked=rule.needs_score)
+        choices = rule.solve(problem)
+        known = SCORES[names[0]].scale == "nats" and rule.needs_score
+        ranks: list[dict[str, int]] = [{} for _ in choices]
+        loss = problem.loss(choices) if known else None
+        made = _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
     return made.model_copy(update={"refine": refine})
 
 
@@ -78,7 +78,7 @@ def problem_for(
 def menus_for(
     profile: Profile,
     budget: Budget,
-    kinds: Sequence[str] = (STRUCTURAL, LOW_RANK),
+    kinds: Sequence[str] = KINDS,
     *,
     score: str = "obs-fisher",
     compensation: str = "residual",

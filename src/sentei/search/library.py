@@ -20,8 +20,8 @@ from sentei.algebra.solve import solve
 from sentei.families import family_of
 from sentei.families.modeling_sentei import LowRankLinear, Removed
 from sentei.families.surgery import kept
-from sentei.measure.profile import PartStats, Profile
-from sentei.measure.stream import MATRICES_OF
+from sentei.measure.profile import Profile
+from sentei.measure.stream import MATRICES_OF, PARTS
 from sentei.plan import BlockPlan
 from sentei.prove.score import Outcome, Prepared
 from sentei.prune.menu import Entry, Menus
@@ -68,7 +68,7 @@ class Library:
         self.coding = coding or menus
         self.rows = 0 if rows is None else len(rows)
         self.family = family_of(cast(Any, model).config)
-        self.dense = [(self.family.attention(b), self.family.ffn(b)) for b in self.family.blocks(model)]
+        self.dense = [{part: self.family.part(b, part) for part in PARTS} for b in self.family.blocks(model)]
         self.whole = [menu.entries[0] for menu in menus.parts]
         self.current = list(self.whole)
         self._modules: OrderedDict[tuple[int, Entry], nn.Module] = OrderedDict()
@@ -99,7 +99,7 @@ class Library:
     def _module(self, position: int, entry: Entry) -> nn.Module:
         menu = self.menus.parts[position]
         if entry == self.whole[position]:
-            return cast(nn.Module, self.dense[menu.block][menu.part == "ffn"])
+            return cast(nn.Module, self.dense[menu.block][menu.part])
         key = (position, entry)
         if key not in self._modules:
             made = self.build(menu.block, menu.part, entry)
@@ -113,7 +113,7 @@ class Library:
     @torch.no_grad()
     def build(self, block: int, part: str, entry: Entry) -> nn.Module:
         """A part as an entry of its menu has it."""
-        dense: Any = self.dense[block][part == "ffn"]
+        dense: Any = self.dense[block][part]
         plan, ranks = self._plan(block, part, entry), dict(entry.ranks)
         if not (plan.kv_groups or plan.ffn):
             return Removed(pair=part == "attention")
@@ -125,12 +125,12 @@ class Library:
             if not entry.at and name not in ranks:
                 continue
             weight, bias = kept(dense, name, plan, self.profile.shape.head_dim)
-            stats = self._stats(block, part)
+            stats = self.profile.blocks[block].part(part)
             gram = stats.input_gram
             if name == output:
                 weight, gram = self._refitted(weight, dense, block, part, plan) if entry.at else (weight, stats.gram)
             if name not in ranks:
-                new._modules[name] = _linear(weight, bias, dense.o_proj if part == "attention" else dense.down_proj)
+                new._modules[name] = _linear(weight, bias, getattr(dense, name))
                 continue
             found = self._nested(block, name, weight, gram) if not entry.at else factors(weight, gram)
             new._modules[name] = _low_rank(found, ranks[name], bias, getattr(dense, name))
@@ -144,20 +144,15 @@ class Library:
         heads = [list(heads) for heads in option.query_heads]
         return BlockPlan(kv_groups=list(option.kv_groups), query_heads=heads, ffn=[])
 
-    def _stats(self, block: int, part: str) -> PartStats:
-        stats = self.profile.blocks[block].attention if part == "attention" else self.profile.blocks[block].ffn
-        assert stats is not None  # a part with a menu was measured
-        return stats
-
     def _refitted(self, weight: Tensor, dense: Any, block: int, part: str, plan: BlockPlan) -> tuple[Tensor, Tensor]:
         """The kept columns of an output matrix, refitted to the dense outputs, and their Gram matrix."""
-        shape, stats = self.profile.shape, self._stats(block, part)
+        shape, stats = self.profile.shape, self.profile.blocks[block].part(part)
         columns = (
             attention_columns(plan.kv_groups, plan.query_heads, shape.blocks[block], shape.head_dim)
             if part == "attention"
             else torch.tensor(plan.ffn)
         )
-        full = (dense.o_proj if part == "attention" else dense.down_proj).weight
+        full = getattr(dense, MATRICES_OF[part][-1]).weight
         gram = stats.gram[columns]
         inner = gram[:, columns]
         damped = inner + torch.diag(RIDGE * inner.diagonal().clamp_min(torch.finfo(torch.float32).tiny))

@@ -179,5 +179,5 @@ def _serve(connection: Connection, threads: int) -> None:
             connection.send(("outcome", evaluate(genome, start, stop)))
         except InputError as error:
             connection.send(("input", str(error)))
-        except Exception:
+        except Exception:  # whatever it is, the search has to hear of it: only this process has the traceback
             connection.send(("other", f"an evaluator failed:\n{traceback.format_exc()}"))
