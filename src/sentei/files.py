@@ -129,6 +129,34 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}:{error.lineno}:{error.colno} is not JSON: {error.msg}") from error
 
 
+def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
+    """Reads a YAML file that holds keys.
+
+    Args:
+        path: of the file.
+        what: to say of one that is missing: "a task is a YAML file with …".
+        keys: that are expected, as an example.
+
+    Raises:
+        InputError: missing, not YAML (line and column), or no keys in it.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; {what}") from None
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a YAML file: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected keys like {keys}, got {type(value).__name__}")
+    return value
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sentei.errors import InputError
-from sentei.files import write_text
+from sentei.files import read_yaml, write_text
 from sentei.plan import Budget, Refine, Storage, parse
 
 
@@ -132,16 +132,7 @@ class Recipe(_Section):
             InputError: missing, not YAML (line and column), an unknown key (with the nearest), or a value out of range.
         """
         path = Path(path)
-        try:
-            value = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path} does not exist; a recipe is a YAML file, see recipes/demo.yaml") from None
-        except (IsADirectoryError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not a YAML file: {error}") from error
-        except yaml.YAMLError as error:
-            raise InputError(_yaml_error(path, error)) from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path}: expected keys like `model:` and `budget:`, got {type(value).__name__}")
+        value = read_yaml(path, "a recipe is a YAML file, see recipes/demo.yaml", "`model:` and `budget:`")
         for override in overrides:
             _override(value, override)
         return parse(cls, value, str(path))._with_paths(path.absolute().parent)
@@ -177,12 +168,6 @@ class Recipe(_Section):
     def save(self, path: Path) -> None:
         """Writes the resolved recipe."""
         write_text(path, self.dump())
-
-
-def _yaml_error(path: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-    return f"{place}: not YAML: {getattr(error, 'problem', None) or error}"
 
 
 def _override(value: dict[str, Any], override: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sentei.data.templates import Template, parse_path
-from sentei.errors import InputError, nearest, unknown
+from sentei.errors import nearest, unknown
+from sentei.files import read_yaml
 from sentei.plan import parse
 
 CHOICE_METRICS = ("acc", "acc_norm")
@@ -94,7 +94,8 @@ class TaskFile(BaseModel):
                 that is none, or a value out of range.
         """
         path = Path(path)
-        task: TaskFile = parse(cls, _read(path), str(path))
+        keys = "`name:` and `data:`"
+        task: TaskFile = parse(cls, read_yaml(path, f"a task is a YAML file with {keys}", keys), str(path))
         metric, data, folder = task.metric, task.data, path.absolute().parent
         if metric.startswith(PYTHON) and ":" in metric.removeprefix(PYTHON):
             file, _, function = metric.removeprefix(PYTHON).rpartition(":")
@@ -171,19 +172,3 @@ class TaskFile(BaseModel):
 def _beside(folder: Path, name: str) -> Path:
     """A path that is looked up beside the file, then in the working directory."""
     return Path(name).absolute() if not (folder / name).exists() and Path(name).exists() else folder / name
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; a task is a YAML file with `name:` and `data:`") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a YAML file: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected keys like `name:` and `data:`, got {type(value).__name__}")
-    return value

@@ -39,15 +39,7 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     target = next((f for f in candidates if _holds(f, shape, groups * per_group)), None)
     if target is None or adds_bias or not groups or not ffn:
         return None
-    drop = OURS if target is family else (*OURS, *_LLAMA_ONLY)
-    values = {key: value for key, value in model.config.to_dict().items() if key not in drop}
-    values |= {"num_hidden_layers": len(kept), "intermediate_size": ffn, "head_dim": shape.head_dim}
-    values |= {"num_attention_heads": groups * per_group, "num_key_value_heads": groups}
-    if target.name == "mistral":
-        values.setdefault("sliding_window", None)  # else the default of 4,096
-    if kinds := values.get("layer_types"):
-        kinds = values["layer_types"] = [kinds[i] for i in kept]
-        values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
+    values = stock_values(model.config, target, shape.blocks[kept[0]], kept)
     config = getattr(transformers, f"{target.prefix}Config")(**values)
     config._attn_implementation = model.config._attn_implementation
     config._name_or_path = model.config._name_or_path
@@ -57,6 +49,46 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     return ready(stock, model.device)
 
 
+def stock_values(
+    config: Any, target: Family, block: BlockShape, kept: list[int], drop: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Config values of a stock class whose blocks all have the same size.
+
+    Args:
+        config: of the model that it comes from.
+        target: the family of the stock class.
+        block: the size.
+        kept: blocks that stay, by their old numbers.
+        drop: keys that another family than the model's own does not take over, besides those that only Llama has.
+    """
+    own = family_of(config)
+    gone = OURS if target is own else (*OURS, *_LLAMA_ONLY, *drop)
+    values = {key: value for key, value in config.to_dict().items() if key not in gone}
+    values |= {
+        "num_hidden_layers": len(kept),
+        "intermediate_size": block.ffn,
+        "head_dim": own.shape(config).head_dim,
+        "num_attention_heads": block.kv_groups * block.heads_per_group,
+        "num_key_value_heads": block.kv_groups,
+    }
+    if target.name == "mistral":
+        values.setdefault("sliding_window", None)  # else the default of 4,096
+    if kinds := values.get("layer_types"):
+        kinds = values["layer_types"] = [kinds[i] for i in kept]
+        values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
+    return values
+
+
+def takes_heads(family: Family, shape: ModelShape, heads: int) -> bool:
+    """Whether the stock class of `family` takes this many query heads at this hidden size."""
+    rule = {
+        "free": True,
+        "divide": heads > 0 and shape.hidden % heads == 0,
+        "exact": shape.hidden == heads * shape.head_dim,
+    }
+    return rule[family.heads]
+
+
 def _adds_bias(block: BlockShape, shape: ModelShape) -> bool:
     return (block.o_bias and not shape.o_bias) or (block.down_bias and not shape.mlp_bias)
 
@@ -64,12 +96,8 @@ def _adds_bias(block: BlockShape, shape: ModelShape) -> bool:
 def _holds(family: Family, shape: ModelShape, heads: int) -> bool:
     """Whether the stock class of `family` has these biases and takes this many query heads."""
     facts = ((family.qkv_bias, shape.qkv_bias), (family.o_bias, shape.o_bias), (family.mlp_bias, shape.mlp_bias))
-    rule = {
-        "free": True,
-        "divide": heads > 0 and shape.hidden % heads == 0,
-        "exact": shape.hidden == heads * shape.head_dim,
-    }
-    return rule[family.heads] and all(isinstance(fact, str) or fact == wanted for fact, wanted in facts)
+    fits = all(isinstance(fact, str) or fact == wanted for fact, wanted in facts)
+    return fits and takes_heads(family, shape, heads)
 
 
 def _renumbered(model: PreTrainedModel, kept: list[int]) -> dict[str, Any]:

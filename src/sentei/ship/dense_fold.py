@@ -11,7 +11,8 @@ import transformers
 
 from sentei.families import FAMILIES, family_of
 from sentei.families.base import Family
-from sentei.families.surgery import OURS, on_meta
+from sentei.families.stock import stock_values, takes_heads
+from sentei.families.surgery import on_meta
 from sentei.plan import BlockShape, ModelShape
 from sentei.ship.base import FLOATS, Options, Route
 from sentei.ship.directory import padding_bytes, write_directory
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from sentei.models.load import Loaded
 
 _WINDOWS = ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers")
-_LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
 
 
 @dataclass(frozen=True)
@@ -65,42 +65,20 @@ def fold(config: Any) -> Fold | None:
 def _holds(
     target: Family, own: Family, config: Any, shape: ModelShape, block: BlockShape, biases: dict[str, bool]
 ) -> bool:
-    heads = block.kv_groups * block.heads_per_group
-    rule = {
-        "free": True,
-        "divide": shape.hidden % heads == 0,
-        "exact": shape.hidden == heads * shape.head_dim,
-    }[target.heads]
+    fits = takes_heads(target, shape, block.kv_groups * block.heads_per_group)
     same_reach = target is own or window_of(config) is None
     # a bias that is not there can be zero, one that is there needs a place
     biased = all(getattr(target, name) or not needed for name, needed in biases.items())
-    return rule and same_reach and biased and target.qk_norm == shape.qk_norm
+    return fits and same_reach and biased and target.qk_norm == shape.qk_norm
 
 
 def stock_config(config: Any, form: Fold) -> Any:
     """The stock config of a fold."""
-    own = family_of(config)
-    drop: tuple[str, ...] = OURS
-    if form.family is not own:
-        drop = (*OURS, *_WINDOWS, *_LLAMA_ONLY)
-    values = {key: value for key, value in config.to_dict().items() if key not in drop}
-    block = form.block
-    values |= {
-        "num_hidden_layers": len(form.kept),
-        "intermediate_size": block.ffn,
-        "head_dim": own.shape(config).head_dim,
-        "num_attention_heads": block.kv_groups * block.heads_per_group,
-        "num_key_value_heads": block.kv_groups,
-    }
-    if form.family.name == "mistral":
-        values.setdefault("sliding_window", None)  # else the default of 4,096
+    values = stock_values(config, form.family, form.block, form.kept, drop=_WINDOWS)
     for name in ("qkv_bias", "o_bias", "mlp_bias"):
         key = getattr(form.family, name)
         if isinstance(key, str):
             values[key] = form.biases[name] or values.get(key, False)
-    if kinds := values.get("layer_types"):
-        kinds = values["layer_types"] = [kinds[i] for i in form.kept]
-        values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
     return getattr(transformers, f"{form.family.prefix}Config")(**values)
 
 
