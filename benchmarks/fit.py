@@ -24,9 +24,9 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import QualityError
 from sentei.families import family_of
 from sentei.fit.fit import fit
-from sentei.fit.setup import Setup, set_up
+from sentei.fit.setup import Settings, Setup, set_up
 from sentei.models.load import Loaded, load
-from sentei.plan import Budget, stored
+from sentei.plan import stored
 from sentei.progress import Progress
 from sentei.prune.projections import PROJECTIONS
 from sentei.recover.tune.tune import tune
@@ -79,8 +79,7 @@ def searches(names: list[str], which: list[str]) -> None:
 
 
 def ready(name: str) -> Setup:
-    budget = Budget(sparsity=0.0)
-    return set_up(dense(name), task(name), CACHE / name, tolerance=0.05, budget=budget, progress=Progress())
+    return set_up(dense(name), task(name), CACHE / name, tolerance=0.05, settings=Settings(), progress=Progress())
 
 
 def projections(names: list[str]) -> None:

@@ -10,7 +10,7 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError
 from sentei.fit.fit import fit
 from sentei.fit.frontier import frontier
-from sentei.fit.setup import claim, search_budget, search_kinds
+from sentei.fit.setup import Settings, claim, search_budget, search_kinds
 from sentei.models.load import load
 from sentei.prove.score import prepare
 
@@ -34,7 +34,7 @@ def task(tmp_path_factory):
 
 
 def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
-    made = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20, heal=2000)
+    made = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20, settings=Settings(heal=2000))
     found = made.report["fit"]
     assert found["verdict"] == "met" and found["removed"] >= 0.05
     assert found["confirmed"] >= 0.9 * found["dense"] > 0.9 * 0.4
@@ -50,16 +50,22 @@ def test_fit_finds_confirms_and_saves(stories, task, tmp_path):
     score = prepare(rows, again.tokenizer, "acc").score(again.model).score
     assert np.mean(score) == pytest.approx(found["confirmed"], abs=1e-9)
     # started again, everything is known already and nothing changes
-    same = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20, heal=2000)
+    same = fit(stories, task, tmp_path / "run", tolerance=0.1, evaluations=20, settings=Settings(heal=2000))
     assert same.plan == made.plan and same.report["fit"]["confirmed"] == found["confirmed"]
 
 
 def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp_path):
     for search in ("uniform", "genetic"):
         try:
-            found = fit(stories, task, tmp_path / search, tolerance=0.2, search=search, evaluations=10, heal=0).report[
-                "fit"
-            ]
+            found = fit(
+                stories,
+                task,
+                tmp_path / search,
+                tolerance=0.2,
+                search=search,
+                evaluations=10,
+                settings=Settings(heal=0),
+            ).report["fit"]
         except QualityError:
             found = json.loads((tmp_path / search / "report.json").read_text())["fit"]
             assert found["verdict"] == "missed"
@@ -67,11 +73,11 @@ def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp
 
 
 def test_frontier_is_a_curve_of_plans(stories, task, tmp_path):
-    report = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, heal=0)
+    report = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, settings=Settings(heal=0))
     assert [round(p["removed"], 1) for p in report["points"]] == [0.0, 0.2, 0.5]
     assert report["points"][2]["sizes"]["params"] < report["points"][1]["sizes"]["params"]
     assert (tmp_path / "f" / "plans" / "02.json").exists()
-    again = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, heal=0)
+    again = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, settings=Settings(heal=0))
     assert again == report
 
 
@@ -84,6 +90,7 @@ def test_a_task_at_chance_is_refused(stories, task, tmp_path):
     wrong = task.model_copy(update={"data": str(tmp_path / "rows.jsonl")})
     with pytest.raises(InputError, match="at chance"):
         fit(stories, wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # so that the next try is not refused for its remains
 
 
 def test_bad_settings_name_themselves(stories, task, tmp_path):
@@ -104,24 +111,30 @@ def test_bad_settings_name_themselves(stories, task, tmp_path):
 
 
 def test_another_setting_does_not_share_a_directory(stories, task, tmp_path):
-    frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, heal=0)
+    frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, settings=Settings(heal=0))
     with pytest.raises(InputError, match="another model, task or setting"):
-        frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, heal=0, length=64)
+        frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, settings=Settings(heal=0, length=64))
+    with pytest.raises(InputError, match="another model, task or setting"):
+        frontier(stories, task, tmp_path / "f", shares=(0.3,), settings=Settings(heal=0, phase="prefill"))
 
 
 def test_size_can_be_time_on_this_machine(stories, task, tmp_path):
-    report = frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=True, heal=0, phase="prefill")
+    report = frontier(
+        stories, task, tmp_path / "f", shares=(0.3,), latency=True, settings=Settings(heal=0, phase="prefill")
+    )
     dense, cut_ = report["points"]
     assert cut_["latency"]["prefill_seconds"] <= 0.75 * dense["latency"]["prefill_seconds"]
     with pytest.raises(InputError, match="evolve or path"):
-        fit(stories, task, tmp_path / "g", search="uniform", phase="decode")
+        fit(stories, task, tmp_path / "g", search="uniform", settings=Settings(phase="decode"))
     assert search_budget("decode", "transformers")[1] == "decode"
 
 
 def test_workers_find_what_one_process_finds(stories, task, tmp_path):
     """Outcomes come back in order, so that the search takes the same way."""
     found = [
-        fit(stories, task, tmp_path / str(n), tolerance=0.2, search="path", heal=0, workers=n).report["fit"]
+        fit(
+            stories, task, tmp_path / str(n), tolerance=0.2, search="path", settings=Settings(heal=0), workers=n
+        ).report["fit"]
         for n in (1, 2)
     ]
     assert found[0]["removed_in_place"] == found[1]["removed_in_place"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+
+if TYPE_CHECKING:
+    from sentei.fit.setup import Settings
 
 TaskOption = Annotated[
     Path, typer.Option("--task", metavar="FILE", help="YAML: data, metric, splits; see docs/tasks.md.")
@@ -21,6 +24,14 @@ Objective = Annotated[
 Kinds = Annotated[str, typer.Option(help="structural, low-rank, or both with a comma; default: what the engine holds.")]
 Heal = Annotated[int, typer.Option(min=0, help="Train every cut model on so many tokens of the calibration rows.")]
 RowLength = Annotated[int, typer.Option("--length", min=2, help="Tokens of a calibration row at most.")]
+
+
+def read_settings(objective: str, target_engine: str, kinds: str, length: int, heal: int) -> Settings:
+    """The settings that these options name."""
+    from sentei.fit.setup import Settings, search_budget, search_kinds
+
+    budget, phase = search_budget(objective, target_engine)
+    return Settings(budget, search_kinds(kinds, target_engine), length, heal, phase)
 
 
 def fit_command(
@@ -48,13 +59,12 @@ def fit_command(
     from sentei.errors import QualityError
     from sentei.files import read_json, write_text
     from sentei.fit.fit import fit
-    from sentei.fit.setup import claim, search_budget, search_kinds
+    from sentei.fit.setup import claim
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
     from sentei.report.fit import render, summary
 
-    wanted, (budget, phase) = TaskFile.load(task), search_budget(objective, target_engine)
-    allowed = search_kinds(kinds, target_engine)
+    wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
     claim(out, overwrite=overwrite)
     loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     try:
@@ -66,11 +76,7 @@ def fit_command(
             minutes=minutes,
             search=search,
             strict=strict,
-            budget=budget,
-            kinds=allowed,
-            length=length,
-            heal=heal,
-            phase=phase,
+            settings=settings,
             workers=workers,
             seed=seed,
             progress=TerminalProgress(),

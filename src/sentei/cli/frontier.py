@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
-from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption
+from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption, read_settings
 
 
 def frontier_command(
@@ -32,13 +32,12 @@ def frontier_command(
     from sentei.data.task_file import TaskFile
     from sentei.files import write_json, write_text
     from sentei.fit.frontier import SHARES, frontier
-    from sentei.fit.setup import claim, search_budget, search_kinds
+    from sentei.fit.setup import claim
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
     from sentei.report.frontier import render, summary
 
-    wanted, (budget, phase) = TaskFile.load(task), search_budget(objective, target_engine)
-    allowed = search_kinds(kinds, target_engine)
+    wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
     claim(out, overwrite=overwrite)
     loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     report = frontier(
@@ -46,11 +45,7 @@ def frontier_command(
         wanted,
         out,
         shares=shares or SHARES,
-        budget=budget,
-        kinds=allowed,
-        length=length,
-        heal=heal,
-        phase=phase,
+        settings=settings,
         latency=latency,
         progress=TerminalProgress(),
     )

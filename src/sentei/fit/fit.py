@@ -10,10 +10,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +21,21 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError, unknown
 from sentei.files import write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
-from sentei.fit.setup import HEAL, KINDS, LENGTH, Setup, about, set_up
-from sentei.fit.workers import Workshop, coding_for
+from sentei.fit.setup import Settings, Setup, about, set_up
+from sentei.fit.workers import coding_for, evaluator
 from sentei.models.load import Loaded
 from sentei.models.save import save
-from sentei.plan import Budget, ModelShape, Plan
+from sentei.plan import ModelShape, Plan
 from sentei.progress import Progress
-from sentei.prove.latency import Phase
 from sentei.report.build import blocks
 from sentei.search.bisect import bisect
 from sentei.search.cache import Cache
 from sentei.search.evolve import evolve
 from sentei.search.genetic import genetic
-from sentei.search.goal import Goal
+from sentei.search.goal import Evaluator, Goal
 from sentei.search.ledger import Allowance, Result
-from sentei.search.library import Coding, Library
-from sentei.search.workers import Processes
+from sentei.search.library import Coding
+from sentei.search.workers import Mapper
 
 SEARCHES = ("evolve", "path", "genetic", "uniform")
 IN_PLACE = 0.2  # share of the time for candidates in place; real cuts have the rest
@@ -64,11 +61,7 @@ def fit(
     minutes: float | None = None,
     search: str = "evolve",
     strict: bool = False,
-    budget: Budget | None = None,
-    kinds: Sequence[str] = KINDS,
-    length: int = LENGTH,
-    heal: int = HEAL,
-    phase: Phase | None = None,
+    settings: Settings | None = None,
     evaluations: float = math.inf,
     workers: int = 1,
     seed: int = 0,
@@ -84,11 +77,7 @@ def fit(
         minutes: for everything; None: until the search ends by itself.
         search: "evolve" (ours), "path" (the knapsack's path alone), "genetic" and "uniform" (LLM-Sieve's).
         strict: the whole 95 % interval of the change must be within the tolerance, not only its point estimate.
-        budget: what size means (`sparsity`: params, `flops`, `bytes`) and for which engine; its amount is not used.
-        kinds: of removal.
-        length: tokens of a calibration row at most.
-        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
-        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
+        settings: what size means, what may go, and how the calibration rows are used.
         evaluations: of candidates in place, at most.
         workers: processes that evaluate them, each with the model and its share of the threads.
         seed: of the search.
@@ -102,29 +91,20 @@ def fit(
         raise unknown("search", search, SEARCHES)
     if minutes is not None and not minutes > 0:
         raise InputError(f"minutes: {minutes:g} is no time; give more than 0")
-    if phase is not None and search in ("genetic", "uniform"):
+    settings = settings or Settings()
+    if settings.phase is not None and search in ("genetic", "uniform"):
         raise InputError(
-            f"search {search!r} counts params, FLOPs or bytes; for {phase} time use --search evolve or path"
+            f"search {search!r} counts params, FLOPs or bytes; for {settings.phase} time use --search evolve or path"
         )
     progress, clock = progress or Progress(), _Clock()
     deadline = clock.started + 60 * minutes if minutes is not None else math.inf
-    setup = set_up(
-        loaded,
-        task,
-        out,
-        tolerance=tolerance,
-        budget=budget or Budget(sparsity=0.0),
-        kinds=kinds,
-        length=length,
-        heal=heal,
-        phase=phase,
-        progress=progress,
-    )
+    setup = set_up(loaded, task, out, tolerance=tolerance, settings=settings, progress=progress)
     clock.lap("set up")
     now = time.monotonic()
     allowance = Allowance(evaluations, now + IN_PLACE * (deadline - now), pace=setup.score_seconds)
-    shop = Workshop.of(setup, out, search, phase) if workers > 1 else None
-    found, coding = _in_place(setup, search, allowance, out, seed, shop, workers, progress)
+    coding = coding_for(setup.menus, search)
+    with evaluator(setup, coding, search, out, workers) as evaluate:
+        found = _in_place(setup, coding, evaluate, search, allowance, out, seed, progress)
     clock.lap("search in place")
     cutter = Cutter(setup, progress)
     journal = out / f"{search}-cuts.jsonl"
@@ -137,7 +117,7 @@ def fit(
         "strict": strict,
         "search": search,
         "seed": seed,
-        "heal": heal,
+        "heal": settings.heal,
         "dense_searched": setup.goal.value(setup.dense),
         "searched_in_place": setup.goal.value(found.outcome),
         "removed_in_place": 1 - found.cost / coding.space.cost(coding.space.dense),
@@ -176,28 +156,23 @@ class _Clock:
 
 def _in_place(
     setup: Setup,
+    coding: Coding,
+    evaluate: Evaluator | Mapper,
     search: str,
     allowance: Allowance,
     out: Path,
     seed: int,
-    shop: Workshop | None,
-    count: int,
     progress: Progress,
-) -> tuple[Result, Coding]:
-    """The search over candidates in place, and what its genomes mean."""
-    coding = coding_for(setup.menus, search)
-    cache = Cache(coding.space, setup.goal.rows, out / f"{search}.jsonl", setup.identity)
+) -> Result:
+    """The search over candidates in place."""
+    space, goal = coding.space, setup.goal
+    cache = Cache(space, goal.rows, out / f"{search}.jsonl", setup.identity)
     shared: dict[str, Any] = {"allowance": allowance, "cache": cache, "progress": progress}
-    library = Library(setup.loaded.model, setup.profile, setup.menus, setup.prepared["search"], coding)
-    with contextlib.ExitStack() as stack:
-        stack.callback(library.restore)
-        evaluate = library if shop is None else stack.enter_context(Processes(shop, count))
-        if search == "evolve":
-            return evolve(coding.space, evaluate, setup.goal, seed=seed, **shared), coding
-        if search == "genetic":
-            return genetic(coding.space, evaluate, setup.goal, seed=seed, **shared), coding
-        path = coding.space.uniform if search == "uniform" else coding.space.at
-        return bisect(coding.space, evaluate, setup.goal, path=path, **shared), coding
+    if search == "evolve":
+        return evolve(space, evaluate, goal, seed=seed, **shared)
+    if search == "genetic":
+        return genetic(space, evaluate, goal, seed=seed, **shared)
+    return bisect(space, evaluate, goal, path=space.uniform if search == "uniform" else space.at, **shared)
 
 
 def _cut(

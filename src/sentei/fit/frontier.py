@@ -12,11 +12,11 @@ from sentei.errors import InfeasibleError, InputError
 from sentei.files import read_json, write_json
 from sentei.fit.cuts import Cutter
 from sentei.fit.fit import finite, sizes
-from sentei.fit.setup import HEAL, KINDS, LENGTH, Setup, about, set_up
+from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.models.load import Loaded
-from sentei.plan import Budget, Plan
+from sentei.plan import Plan
 from sentei.progress import Progress
-from sentei.prove.latency import LatencyTable, Phase, table_for
+from sentei.prove.latency import LatencyTable, table_for
 from sentei.report.build import blocks
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
@@ -28,11 +28,7 @@ def frontier(
     out: Path,
     *,
     shares: Sequence[float] = SHARES,
-    budget: Budget | None = None,
-    kinds: Sequence[str] = KINDS,
-    length: int = LENGTH,
-    heal: int = HEAL,
-    phase: Phase | None = None,
+    settings: Settings | None = None,
     latency: bool = True,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -43,11 +39,7 @@ def frontier(
         task: data, metric and splits.
         out: run directory: frontier.json, plans/, and a journal with which an interrupted run goes on.
         shares: of the dense size to remove, between 0 and 1.
-        budget: what size means, and for which engine; its amount is not used.
-        kinds: of removal.
-        length: tokens of a calibration row at most.
-        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
-        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
+        settings: what size means, what may go, and how the calibration rows are used.
         latency: predict the seconds of every point, from a table that is measured on this machine first.
         progress: told about everything.
 
@@ -60,18 +52,7 @@ def frontier(
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: {wrong[0]:g} must be between 0 and 1; 0.3 removes 30 %")
     progress = progress or Progress()
-    setup = set_up(
-        loaded,
-        task,
-        out,
-        tolerance=0.01,
-        budget=budget or Budget(sparsity=0.0),
-        kinds=kinds,
-        length=length,
-        heal=heal,
-        phase=phase,
-        progress=progress,
-    )
+    setup = set_up(loaded, task, out, tolerance=0.01, settings=settings or Settings(), progress=progress)
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"
     known = {point.get("plan"): point for point in read_json(path)["points"]} if path.exists() else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,42 @@ from sentei.prove.latency import PHASES, Phase, table_for
 from sentei.prove.score import Outcome, Prepared, prepare
 from sentei.prune.cut import cut
 from sentei.prune.menu import Entry, Menus, Times
-from sentei.prune.methods import LOW_RANK, STRUCTURAL
+from sentei.prune.methods import KINDS
 from sentei.prune.planning import menus_for, plan_of
 from sentei.recover.tune.adapters.files import merge
 from sentei.recover.tune.tune import tune
 from sentei.search.goal import Goal
 
 LENGTH = 512  # tokens of a calibration row at most
-HEAL = (
-    24_000  # tokens; on ARC easy, 35 % cut: 0, 12,000, 36,000 gave 90.7, 95.8, 100 % of the dense accuracy (500 rows)
-)
+# tokens; on ARC easy, 35 % cut: 0, 12,000 and 36,000 gave 90.7, 95.8 and 100 % of the dense accuracy (500 rows)
+HEAL = 24_000
 HEAL_RATE = 5e-4
 GRADIENT_TOKENS = 8192
-KINDS = (STRUCTURAL, LOW_RANK)
 RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What size means, what may go, and how the calibration rows are used.
+
+    Attributes:
+        budget: its unit (`sparsity`: params, `flops`, `bytes`) and its engine are those of the search; its amount is
+            not used.
+        kinds: of removal: "structural", "low-rank".
+        length: tokens of a calibration row at most.
+        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
+        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
+    """
+
+    budget: Budget = field(default_factory=lambda: Budget(sparsity=0.0))
+    kinds: tuple[str, ...] = KINDS
+    length: int = LENGTH
+    heal: int = HEAL
+    phase: Phase | None = None
+
+    def key(self) -> list[Any]:
+        """All that outcomes depend on, for a hash."""
+        return [self.budget.model_dump(), list(self.kinds), self.length, self.heal, self.phase]
 
 
 @dataclass
@@ -56,7 +78,7 @@ class Setup:
         windows: calibration rows.
         profile: of the dense model on them.
         menus: what the parts may become.
-        heal: tokens of the calibration rows that a cut model is trained on; 0: none.
+        settings: of the search.
         identity: hash of all that outcomes depend on, for journals.
         cut_seconds: expected of a cut with its score.
         score_seconds: of the dense model on the search rows.
@@ -72,7 +94,7 @@ class Setup:
     windows: Windows
     profile: Profile
     menus: Menus
-    heal: int
+    settings: Settings
     identity: str
     cut_seconds: float
     score_seconds: float
@@ -84,11 +106,11 @@ class Setup:
     def cut(self, plan: Plan, progress: Progress | None = None) -> Any:
         """The model of a plan, fitted on the calibration rows, and healed on them where that is asked for."""
         small = cut(self.loaded, plan, self.windows, tokens=self.windows.ids.numel(), progress=progress)
-        if not self.heal:
+        if not self.settings.heal:
             return small
         pruned = Loaded(small, self.loaded.tokenizer, f"{self.loaded.name}, cut", plan.digest())
         options: dict[str, Any] = {"adapter": "lora", "loss": "sft", "learning_rate": HEAL_RATE, "patience": None}
-        return merge(tune(pruned, self.task, tokens=self.heal, progress=progress, **options).adapted)
+        return merge(tune(pruned, self.task, tokens=self.settings.heal, progress=progress, **options).adapted)
 
 
 def set_up(
@@ -97,11 +119,7 @@ def set_up(
     out: Path,
     *,
     tolerance: float,
-    budget: Budget,
-    kinds: Sequence[str] = KINDS,
-    length: int = LENGTH,
-    heal: int = HEAL,
-    phase: Phase | None = None,
+    settings: Settings,
     progress: Progress,
 ) -> Setup:
     """Reads and divides the rows, scores the dense model, and measures it on the calibration rows.
@@ -113,11 +131,7 @@ def set_up(
         task: what it is for.
         out: run directory: splits.json and profile/ are kept there.
         tolerance: relative loss that is allowed.
-        budget: its unit and its engine are those of the search; its size is not used.
-        kinds: of removal: "structural", "low-rank".
-        length: tokens of a calibration row at most.
-        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
-        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
+        settings: of the search.
         progress: told about everything.
 
     Raises:
@@ -125,31 +139,24 @@ def set_up(
     """
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.name} has no tokenizer, and the rows of a task are texts; add its tokenizer files")
-    rows = read_rows(task)
-    splits = _splits(task, rows, out)
+    rows, stored = read_rows(task), out / "splits.json"
+    splits = Splits.load(stored, rows) if stored.exists() else split(task, rows)
     prepared = {
         name: prepare(getattr(splits, name), loaded.tokenizer, task.metric, max_new_tokens=task.max_new_tokens)
         for name in NAMES[1:]
     }
-    windows = task_windows(task, loaded.tokenizer, length, splits.calibrate)
+    windows = task_windows(task, loaded.tokenizer, settings.length, splits.calibrate)
     before = time.monotonic()
     dense = prepared["search"].score(loaded.model, progress=progress)
     score_seconds = time.monotonic() - before
     goal = Goal(dense, tolerance, prepared["search"].metric)
     floor = chance(splits.search)
     _refuse_chance(goal, dense, floor, task)
-    identity = hash_json(
-        [
-            loaded.digest,
-            splits.digest,
-            task.model_dump(mode="json", exclude={"data"}),
-            budget.model_dump(),
-            [*kinds],
-            heal,
-            length,
-        ]
-    )
-    _claim(out, identity)
+    about = task.model_dump(mode="json", exclude={"data"})
+    identity = hash_json([loaded.digest, splits.digest, about, settings.key()])
+    _claim(out, identity)  # nothing is written before here, so that what is refused leaves no trace
+    if not stored.exists():
+        splits.save(stored)
     profile = _profile(loaded, windows, out, progress)
     return Setup(
         loaded=loaded,
@@ -161,19 +168,23 @@ def set_up(
         goal=goal,
         windows=windows,
         profile=profile,
-        menus=menus_for(profile, budget, kinds, times=times_of(loaded, profile, out, phase, progress)),
-        heal=heal,
+        menus=menus_of(loaded, profile, out, settings, progress),
+        settings=settings,
         identity=identity,
         # per token, a cut and a step of training cost about three of the forward passes that scoring is
-        cut_seconds=score_seconds * (1 + 3 * (windows.tokens + heal) / max(_tokens(prepared["search"]), 1)),
+        cut_seconds=score_seconds * (1 + 3 * (windows.tokens + settings.heal) / max(_tokens(prepared["search"]), 1)),
         score_seconds=score_seconds,
     )
 
 
-def times_of(loaded: Loaded, profile: Profile, out: Path, phase: Phase | None, progress: Progress) -> Times | None:
+def menus_of(loaded: Loaded, profile: Profile, out: Path, settings: Settings, progress: Progress) -> Menus:
+    """What the parts may become, priced as the settings say."""
+    times = None if settings.phase is None else _times(loaded, profile, out, settings.phase, progress)
+    return menus_for(profile, settings.budget, settings.kinds, times=times)
+
+
+def _times(loaded: Loaded, profile: Profile, out: Path, phase: Phase, progress: Progress) -> Times:
     """Prices by measured time."""
-    if phase is None:
-        return None
     table, shape = table_for(loaded.model, out, progress=progress), profile.shape
 
     def part(block: BlockShape) -> int:
@@ -199,16 +210,6 @@ def about(setup: Setup) -> dict[str, Any]:
 def _tokens(rows: Prepared) -> int:
     """Tokens that scoring reads, about: four letters each."""
     return sum(len(row.context) + sum(map(len, row.choices or (row.target,))) for row in rows.rows) // 4
-
-
-def _splits(task: TaskFile, rows: Sequence[Any], out: Path) -> Splits:
-    """Made once and stored."""
-    path = out / "splits.json"
-    if path.exists():
-        return Splits.load(path, rows)
-    made = split(task, rows)
-    made.save(path)
-    return made
 
 
 def _refuse_chance(goal: Goal, dense: Outcome, floor: float, task: TaskFile) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,16 @@ from sentei.data.splits import Splits
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import read_rows
 from sentei.errors import InputError
-from sentei.fit.setup import Setup, times_of
+from sentei.fit.setup import Settings, Setup, menus_of
 from sentei.measure.profile import Profile
 from sentei.models.load import load
-from sentei.plan import Budget
 from sentei.progress import Progress
-from sentei.prove.latency import Phase
 from sentei.prove.score import prepare
 from sentei.prune.menu import Menus
-from sentei.prune.planning import menus_for
+from sentei.search.goal import Evaluator
 from sentei.search.library import Coding, Library
 from sentei.search.matrices import FINE, Matrices
+from sentei.search.workers import Mapper, Processes
 
 
 def coding_for(menus: Menus, search: str) -> Coding:
@@ -28,6 +29,24 @@ def coding_for(menus: Menus, search: str) -> Coding:
     if search == "uniform":
         return Matrices(menus, FINE)
     return Matrices(menus) if search == "genetic" else menus
+
+
+@contextlib.contextmanager
+def evaluator(setup: Setup, coding: Coding, search: str, out: Path, count: int) -> Iterator[Evaluator | Mapper]:
+    """What scores candidates in place: this process, whose model is dense again afterwards, or `count` others.
+
+    Raises:
+        InputError: others, and a model that only exists in memory.
+    """
+    if count > 1:
+        with Processes(Workshop.of(setup, out, search), count) as workers:
+            yield workers
+        return
+    library = Library(setup.loaded.model, setup.profile, setup.menus, setup.prepared["search"], coding)
+    try:
+        yield library
+    finally:
+        library.restore()
 
 
 @dataclass(frozen=True)
@@ -39,9 +58,7 @@ class Workshop:
         dtype: that it is loaded in.
         task: its search rows are read.
         out: run directory with splits.json and profile/.
-        budget: of the search.
-        kinds: of removal.
-        phase: where size is time.
+        settings: of the run.
         search: what genomes mean.
     """
 
@@ -49,13 +66,11 @@ class Workshop:
     dtype: str
     task: TaskFile
     out: Path
-    budget: Budget
-    kinds: tuple[str, ...]
-    phase: Phase | None
+    settings: Settings
     search: str
 
     @classmethod
-    def of(cls, setup: Setup, out: Path, search: str, phase: Phase | None) -> Workshop:
+    def of(cls, setup: Setup, out: Path, search: str) -> Workshop:
         """For a run that is set up.
 
         Raises:
@@ -67,14 +82,12 @@ class Workshop:
                 f"workers load the model again, and {setup.loaded.name} is in no directory; use --workers 1"
             )
         dtype = str(model.dtype).removeprefix("torch.")
-        menus = setup.menus
-        return cls(model.name_or_path, dtype, setup.task, out, menus.problem.budget, menus.kinds, phase, search)
+        return cls(model.name_or_path, dtype, setup.task, out, setup.settings, search)
 
     def __call__(self) -> Library:
         """The evaluator."""
         loaded, profile = load(self.source, dtype=self.dtype), Profile.load(self.out / "profile")
         rows = Splits.load(self.out / "splits.json", read_rows(self.task)).search
-        times = times_of(loaded, profile, self.out, self.phase, Progress())
-        menus = menus_for(profile, self.budget, self.kinds, times=times)
+        menus = menus_of(loaded, profile, self.out, self.settings, Progress())
         scored = prepare(rows, loaded.tokenizer, self.task.metric, max_new_tokens=self.task.max_new_tokens)
         return Library(loaded.model, profile, menus, scored, coding_for(menus, self.search))
