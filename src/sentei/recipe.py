@@ -86,6 +86,8 @@ class Recover(_Section):
         budget: how much is selected: a share of the pool (0.2), rows (500), or tokens ("40000 tokens").
         tune: an adapter from `sentei methods`.
         budget_params: trainable parameters: "1%" of the block params, a share, or a number.
+        criterion: by which `lora+sparse` and `shira-gradient` choose what is trained.
+        mask: `static`, or `grow`: sparse entries move while training.
         loss: from the text (`sft`), the dense model (`kd`) or both; default: both.
         tokens: how many are trained on, prompts included.
         learning_rate: the highest; default: that of the adapter.
@@ -100,6 +102,8 @@ class Recover(_Section):
     budget: int | float | str = "0.2"
     tune: str = "lora+sparse"
     budget_params: int | float | str = "1%"
+    criterion: str = "gradient"
+    mask: str = "static"
     loss: Literal["sft", "kd", "both"] | None = None
     tokens: int = Field(default=200_000, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)

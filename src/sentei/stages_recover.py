@@ -5,7 +5,6 @@ They are wanted where the recipe has a section `recover`. `select` and `tune` go
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sentei.errors import InputError
@@ -26,11 +25,9 @@ def _section(recipe: Recipe) -> Recover:
 
 def _pool(recipe: Recipe) -> Pool:
     """The candidates. Of the demo's skills only rows that `prove` does not read."""
-    from sentei.data.demo import demo_pool
     from sentei.data.pools import read_pool
 
-    source = _section(recipe).pool
-    return replace(read_pool(demo_pool(recipe.prove.limit)), source="demo") if source == "demo" else read_pool(source)
+    return read_pool(_section(recipe).pool, evaluated=recipe.prove.limit)
 
 
 def _wanted_texts(recover: Recover) -> list[str]:
@@ -90,6 +87,8 @@ def _tune(context: Context) -> dict[str, Any]:
         context.before["select"],
         adapter=recover.tune,
         budget_params=recover.budget_params,
+        criterion=recover.criterion,
+        mask=recover.mask,
         tokens=recover.tokens,
         loss=recover.loss,
         learning_rate=recover.learning_rate,
@@ -107,7 +106,7 @@ def _check_tune(recipe: Recipe) -> None:
     from sentei.recover.tune.tune import check_names
 
     recover = _section(recipe)
-    check_names(adapter=recover.tune, loss=recover.loss)
+    check_names(adapter=recover.tune, loss=recover.loss, criterion=recover.criterion, mask=recover.mask)
 
 
 def _compare(context: Context) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _of_select(recipe: Recipe) -> list[Any]:
 
 def _of_tune(recipe: Recipe) -> list[Any]:
     r = _section(recipe)
-    return [r.tune, str(r.budget_params), r.loss, r.tokens, r.learning_rate, recipe.seed]
+    return [r.tune, str(r.budget_params), r.criterion, r.mask, r.loss, r.tokens, r.learning_rate, recipe.seed]
 
 
 def _is_wanted(recipe: Recipe) -> bool:

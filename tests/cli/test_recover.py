@@ -56,6 +56,9 @@ def test_from_a_pool_to_a_healed_model(sentei: Sentei, files: Path, tmp_path: Pa
     assert load(tmp_path / "healed").model.config.hidden_size == 42 and (tmp_path / "healed" / "adapter").is_dir()
     taught = tune(sentei, files, files / "pool.jsonl", tmp_path / "taught", "--teacher", files / "dense")
     assert taught.code == 0 and "held-out loss" in taught.out and "the teacher reads" in taught.err
+    (tmp_path / "other.txt").write_text("t9 t4 t11 t30 " * 200)
+    watched = tune(sentei, files, tmp_path / "sel", tmp_path / "watched", "--other-text", tmp_path / "other.txt")
+    assert watched.code == 0 and "the perplexity of the other text went from" in watched.out
     assert not list(tmp_path.glob(".*")), "no work is left over"
 
 

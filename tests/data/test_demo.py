@@ -58,6 +58,9 @@ def test_the_pool_is_even_over_ten_sets_and_readable() -> None:
     assert len(set(sets)) == 10 and all(sets.count(name) == 60 for name in set(sets))
     assert all(row.prompt and row.response for row in pool.rows)
     assert [row.raw for row in pool.rows[:30]] == demo_pool(60, rows=30), "the same at every call"
+    named = read_pool("demo", evaluated=60)
+    assert [row.raw for row in named.rows] == [row.raw for row in pool.rows] and named.source == "demo"
+    assert {row.id.rpartition("-")[0] for row in read_pool("demo").rows} < set(sets), "all that is evaluated stays out"
 
 
 @needs_package

@@ -32,7 +32,13 @@ def run_command(
 
 
 def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
-    """Runs, and prints the figures and where everything is."""
+    """Runs, and prints the figures and where everything is.
+
+    Raises:
+        QualityError: the tuning diverged; the run is complete, with the best state before that.
+    """
+    from sentei.errors import QualityError
+
     try:
         report = work()
     except KeyboardInterrupt:
@@ -40,8 +46,11 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
         raise typer.Exit(130) from None
     if format is Format.json:
         print_json(report)
-        return
-    show_report(out, report)
+    else:
+        show_report(out, report)
+    tuned = report.get("recovery", {}).get("tune", {})
+    if tuned.get("stopped") == "diverged":
+        raise QualityError(tuned["note"])
 
 
 def show_report(out: Path, report: dict[str, Any]) -> None:

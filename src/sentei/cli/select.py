@@ -21,7 +21,7 @@ def select_command(
     ] = None,
     dense: Annotated[str | None, typer.Option(help="The model before pruning.", metavar="MODEL")] = None,
     pruned: Annotated[str | None, typer.Option(help="The model after it.", metavar="MODEL")] = None,
-    pool: Annotated[str | None, typer.Option(help="Candidates: JSONL(.gz), parquet, directory, hf:name.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Candidates: JSONL(.gz), parquet, directory, hf:name, demo.")] = None,
     pool_format: Annotated[
         str | None, typer.Option(help="alpaca, sharegpt, messages, completion, text; default: by the keys.")
     ] = None,

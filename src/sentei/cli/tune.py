@@ -12,7 +12,10 @@ from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Mod
 def tune_command(
     model: Model,
     data: Annotated[
-        str, typer.Option(help="A selection directory, a pool (JSONL(.gz), parquet, hf:name), or a task file (.yaml).")
+        str,
+        typer.Option(
+            help="A selection directory, a pool (JSONL(.gz), parquet, hf:name, demo), or a task file (.yaml)."
+        ),
     ],
     out: Out,
     adapter: Annotated[str, typer.Option(help="What is trained; `sentei methods` lists them.")] = "lora+sparse",
@@ -35,6 +38,9 @@ def tune_command(
     batch_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a step, padding included.")] = 2048,
     evaluations: Annotated[int, typer.Option(min=1, help="How often to look at held-out rows.")] = 10,
     patience: Annotated[int, typer.Option(min=0, help="Looks without gain before an early stop; 0: never.")] = 3,
+    other_text: Annotated[
+        str | None, typer.Option(help="Text of another kind, whose perplexity is watched: a file, hf:name, demo.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of order, held-out rows and starts.")] = 0,
     dtype: DtypeOption = Dtype.bfloat16,
     trust_remote_code: Trust = False,
@@ -62,19 +68,23 @@ def tune_command(
     }
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
+    from sentei.prove.evaluate import read_texts_named
     from sentei.recover.tune.data import read_source
     from sentei.recover.tune.tune import check_names, tune
     from sentei.run import fingerprint
 
     check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
     source = read_source(data)
+    others = read_texts_named(other_text)[1] if other_text else []
     small = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     large = None
     if teacher is not None and loss != "sft":
         large = load(teacher, dtype=dtype.value, trust_remote_code=trust_remote_code)
-    key = [settings, small.digest, large.digest if large else None, fingerprint(data), dtype.value]
+    key = [settings, small.digest, large.digest if large else None, fingerprint(data), others, dtype.value]
     with work_dir(out, key) as work:
-        tuned = tune(small, source, teacher=large, work=work, progress=TerminalProgress(), **settings)
+        tuned = tune(
+            small, source, teacher=large, other_text=others, work=work, progress=TerminalProgress(), **settings
+        )
         tuned.save(out, overwrite=overwrite)
     if format is Format.json:
         print_json({"model": str(out), **tuned.record})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sentei.data.demo import demo_pool
 from sentei.data.formats import FORMATS, Format, Misfit, Role
 from sentei.data.sources import ROW_FILES, Placed, file_rows, find_files, hf_rows
 from sentei.errors import InputError, nearest
@@ -58,7 +59,9 @@ class Pool:
     source: str
 
 
-def read_pool(source: str | Path | Sequence[dict[str, Any]], *, format: str | None = None) -> Pool:
+def read_pool(
+    source: str | Path | Sequence[dict[str, Any]], *, format: str | None = None, evaluated: int | None = None
+) -> Pool:
     """Reads a pool; the keys of its first row say in which format it is.
 
     An empty instruction or answer is read as it is: rejecting rows is for the filters. Pools that were joined repeat
@@ -66,8 +69,9 @@ def read_pool(source: str | Path | Sequence[dict[str, Any]], *, format: str | No
 
     Args:
         source: a .jsonl, .jsonl.gz, .parquet or .json (array) file; a directory of the first three (in order of their
-            paths); `hf:name[:config[:split]]` (split `train` by default); or rows in memory.
+            paths); `hf:name[:config[:split]]` (split `train` by default); `demo`; or rows in memory.
         format: a name in `sentei.data.formats.FORMATS`, where the keys would say something else.
+        evaluated: of the demo: rows of each task that the model will be evaluated on; see `demo_pool`.
 
     Raises:
         InputError: unreadable or empty; a row that does not fit (file, line, keys).
@@ -76,7 +80,7 @@ def read_pool(source: str | Path | Sequence[dict[str, Any]], *, format: str | No
     chosen = FORMATS[format] if format is not None else None
     rows: list[PoolRow] = []
     taken: set[str] = set()
-    for place, raw in _read(source):
+    for place, raw in _read(demo_pool(evaluated) if source == "demo" else source):
         chosen = chosen or _detect(raw, place)
         try:
             found = chosen.read(raw)

@@ -292,3 +292,17 @@ def test_pools_of_all_lengths_make_steps() -> None:
     assert sorted(epoch) == data.train
     with pytest.raises(InputError, match="tokens is 0"):
         plan_steps(data, 0, 100, 0)
+
+
+def test_text_of_another_kind_is_watched_and_forgetting_is_said(dense: Loaded) -> None:
+    narrow = [{"prompt": "t5", "completion": "t7 t7 t7 t7"}] * 40
+    other = [" ".join(row["completion"] for row in spoken(dense, 100))]
+    words: dict[str, Any] = {"adapter": "full", "learning_rate": 2e-2, "loss": "sft", **USUAL, "tokens": 2000}
+    record = tune(loaded(copy.deepcopy(dense.model), "dense"), narrow, other_text=other, **words).record
+    watched = [point["other_perplexity"] for point in record["curve"]]
+    assert len(watched) == 4 and watched[-1] > 1.2 * watched[0], "one answer for ever is no language"
+    assert record["curve"][-1]["heldout"] < record["curve"][0]["heldout"], "the held-out rows do not show it"
+    assert f"went from {watched[0]:.2f} to {watched[-1]:.2f}: it forgets" in record["recommendation"]
+    plain = tune(loaded(copy.deepcopy(dense.model), "dense"), narrow, **words).record
+    assert [p["heldout"] for p in plain["curve"]] == [p["heldout"] for p in record["curve"]], "watching changes nothing"
+    assert "other_perplexity" not in plain["curve"][0] and "forgets" not in plain["recommendation"]

@@ -68,5 +68,14 @@ def recommend(history: History) -> str:
         f"{enough['tokens']:,.0f} tokens"
     )
     if history.stopped == "finished" and enough is curve[-1] and len(curve) > 2:
-        return text + ", the last ones: more tokens would still help"
-    return text
+        text += ", the last ones: more tokens would still help"
+    return text + _forgotten(curve[0], history.best)
+
+
+def _forgotten(first: dict[str, float], kept: dict[str, float]) -> str:
+    """What happened to the text of another kind, where one was watched."""
+    if "other_perplexity" not in kept:
+        return ""
+    before, after = first["other_perplexity"], kept["other_perplexity"]
+    text = f"; the perplexity of the other text went from {before:.2f} to {after:.2f}"
+    return text if after <= before else f"{text}: it forgets; lower --learning-rate or --tokens, or mix in such rows"

@@ -41,7 +41,8 @@ class History:
     """What training saw.
 
     Attributes:
-        curve: one entry per evaluation: step, tokens so far, mean training loss since the last one, held-out loss.
+        curve: one entry per evaluation: step, tokens so far, mean training loss since the last one, held-out loss, and
+            what else is watched.
         losses: training loss of each step.
         stopped: why it ended; None while it goes on.
         note: what a person should know about the end.
@@ -66,6 +67,7 @@ class Trainer:
         loss: mean loss of a batch.
         batches: what step n reads, in order: `(tokens, make)`; `make` builds the batch.
         evaluate: mean loss on held-out rows.
+        watch: further figures for the curve, which decide nothing.
         learning_rate: the highest.
         evaluations: how often the held-out loss is looked at, and a checkpoint written.
         patience: evaluations without a better held-out loss before an early stop; None: never.
@@ -81,13 +83,14 @@ class Trainer:
         evaluate: Callable[[], float],
         *,
         learning_rate: float,
+        watch: Callable[[], dict[str, float]] = dict,
         evaluations: int = 10,
         patience: int | None = 3,
         directory: Path | None = None,
         regrow: Regrow | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.model, self.loss, self.batches, self.evaluate = model, loss, batches, evaluate
+        self.model, self.loss, self.batches, self.evaluate, self.watch = model, loss, batches, evaluate, watch
         self.learning_rate, self.patience = learning_rate, patience
         self.every = max(1, math.ceil(len(batches) / evaluations))
         self.directory, self.regrow, self.progress = directory, regrow, progress or Progress()
@@ -178,7 +181,7 @@ class Trainer:
             self._diverged(f"the held-out loss is not a number after step {self.step}")
             return
         recent = self.history.losses[-self.every :]
-        point = {"step": self.step, "tokens": tokens, "heldout": heldout}
+        point = {"step": self.step, "tokens": tokens, "heldout": heldout, **self.watch()}
         if recent:
             point["train"] = sum(recent) / len(recent)
         self.history.curve.append(point)

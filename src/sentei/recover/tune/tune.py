@@ -15,10 +15,12 @@ from typing import Any
 from sentei.data.batches import Batch
 from sentei.data.pools import Pool
 from sentei.data.task_file import TaskFile
+from sentei.data.text import token_windows
 from sentei.errors import InputError, unknown
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating
+from sentei.prove.perplexity import perplexity
 from sentei.recover.attention import short_attention
 from sentei.recover.select.selection import Selection
 from sentei.recover.tune.adapters import ADAPTERS, Context
@@ -32,6 +34,7 @@ from sentei.recover.tune.train import Trainer
 
 LENGTH = 512
 BATCH_TOKENS = 2048
+OTHER_TOKENS = 8192  # of the text of another kind
 IMPACT_BATCHES = 8
 CRITERION = "gradient"
 
@@ -52,6 +55,7 @@ def tune(
     batch_tokens: int = BATCH_TOKENS,
     evaluations: int = 10,
     patience: int | None = 3,
+    other_text: Sequence[str] = (),
     seed: int = 0,
     work: Path | None = None,
     progress: Progress | None = None,
@@ -73,6 +77,8 @@ def tune(
         batch_tokens: tokens of a step, padding included.
         evaluations: how often the held-out loss is looked at.
         patience: evaluations without improvement before an early stop; None: never.
+        other_text: documents of another kind than the data. Their perplexity is written beside the held-out loss, which
+            cannot show what a narrow data set makes a model forget.
         seed: of order, held-out rows and starts.
         work: directory for checkpoints and the teacher's tokens; a killed tuning goes on from it.
         progress: told about each step.
@@ -132,6 +138,11 @@ def tune(
                 sums = [(float(each(plain, batch)), len(batch.targets)) for batch in heldout]
             return sum(value * size for value, size in sums) / sum(size for _, size in sums)
 
+        windows = _windows(other_text, model, length) if other_text else None
+
+        def watch() -> dict[str, float]:
+            return {} if windows is None else {"other_perplexity": perplexity(plain, windows).value}
+
         regrow = Regrow(adapted, len(steps)) if mask == "grow" else None
         if regrow:
             when = ", ".join(map(str, regrow.due())) or "none, they are too few; give more --tokens"
@@ -142,6 +153,7 @@ def tune(
             [(found.size(rows), functools.partial(found.batch, rows)) for rows in steps],
             evaluate,
             learning_rate=rate,
+            watch=watch,
             evaluations=evaluations,
             patience=patience,
             directory=directory / "checkpoint",
@@ -214,6 +226,12 @@ def parameter_budget(text: str | float, params: int) -> int:
             f"--budget-params {text!r}: expected a share (1% or 0.01) or a number of parameters from 1 to {params:,}"
         )
     return round(value)
+
+
+def _windows(texts: Sequence[str], model: Loaded, length: int) -> Any:
+    """Windows of OTHER_TOKENS tokens, int64 [n, w]; of less where the texts have less."""
+    window = min(length, context_length(model.model))
+    return token_windows(list(texts), model.tokenizer, window=window, tokens=OTHER_TOKENS)
 
 
 @contextlib.contextmanager
