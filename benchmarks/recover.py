@@ -122,13 +122,16 @@ def quality(preset: str, count: int) -> None:
     rows.run(lambda: tested(loaded, load(pruned(preset)).model), arm="none", **key)
     base = scored(preset, "alpaca", alpaca(count))
     common = {"adapter": "lora", "loss": "sft"}
+    ours = {"adapter": "lora+sparse", "loss": "both", "learning_rate": best_rate(rows, "lora+sparse")}
     arms: list[tuple[str, str, int, dict[str, Any]]] = [
         ("random", "random", 0, common),
-        ("ours: auto, lora+sparse, teacher", "auto", 0, {}),
-        ("auto", "auto", 0, common),
-        ("paser as published", "paser", 0, common),
         ("random", "random", 1, common),
         ("random", "random", 2, common),
+        ("length", "length", 0, common),
+        ("ours: auto, lora+sparse, teacher", "auto", 0, ours),
+        ("auto", "auto", 0, common),
+        ("efficiency", "efficiency", 0, common),
+        ("paser as published", "paser", 0, common),
         ("ifd", "ifd", 0, common),
         ("uniform", "uniform", 0, common),
         ("all", "all", 0, common),

@@ -1,4 +1,4 @@
-"""Llama-like models whose blocks differ in size. Made by sentei, Apache-2.0. Needs torch and transformers >= 4.51.
+"""Llama-like models whose blocks differ in size. Made by sentei, Apache-2.0. Needs torch and transformers >= 4.50.
 
 A block is transformers' own decoder layer, built from `config.per_layer_config[i]` (`num_attention_heads`,
 `num_key_value_heads`, `intermediate_size`, `skip`: ["attention", "mlp"], and ours: `o_proj_bias`, `down_proj_bias`,
@@ -22,14 +22,16 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
 )
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralRMSNorm, MistralRotaryEmbedding
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm, Qwen2RotaryEmbedding
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+
+try:
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding
+except ImportError:  # transformers 4.50: it has no Qwen3, and the others load all the same
+    Qwen3Config = None
 
 
 def layer_config(config: Any, index: int) -> Any:
@@ -199,19 +201,19 @@ class SenteiQwen2ForCausalLM(_CausalMixin, Qwen2ForCausalLM):
     _body = SenteiQwen2Model
 
 
-class SenteiQwen3Config(Qwen3Config):
-    model_type = "sentei_qwen3"
-    o_proj_bias: bool = False
-    down_proj_bias: bool = False
-    ranks: dict | None = None
-    rank_storage: str = "factors"
+if Qwen3Config is not None:
 
+    class SenteiQwen3Config(Qwen3Config):
+        model_type = "sentei_qwen3"
+        o_proj_bias: bool = False
+        down_proj_bias: bool = False
+        ranks: dict | None = None
+        rank_storage: str = "factors"
 
-class SenteiQwen3Model(_ModelMixin, Qwen3Model):
-    config_class = SenteiQwen3Config
-    _parts = (Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding)
+    class SenteiQwen3Model(_ModelMixin, Qwen3Model):
+        config_class = SenteiQwen3Config
+        _parts = (Qwen3DecoderLayer, Qwen3RMSNorm, Qwen3RotaryEmbedding)
 
-
-class SenteiQwen3ForCausalLM(_CausalMixin, Qwen3ForCausalLM):
-    config_class = SenteiQwen3Config
-    _body = SenteiQwen3Model
+    class SenteiQwen3ForCausalLM(_CausalMixin, Qwen3ForCausalLM):
+        config_class = SenteiQwen3Config
+        _body = SenteiQwen3Model

@@ -20,7 +20,14 @@ def pooled(
     rows = read_pool([{"prompt": f"question w{i} about w{i % 3}", "completion": "c"} for i in range(len(jsd))]).rows
     values = np.array(jsd, np.float32)
     kept = np.ones(len(jsd), bool) if allowed is None else np.array(allowed)
-    return Candidates(rows, np.array(tokens), np.array(clusters), kept, Scores(values, values, values, values), **more)
+    return Candidates(
+        rows,
+        np.array(tokens),
+        np.array(clusters),
+        kept,
+        Scores(values, values, values, values, np.ones_like(values)),
+        **more,
+    )
 
 
 @st.composite

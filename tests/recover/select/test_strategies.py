@@ -10,6 +10,7 @@ from sentei.data.pools import read_pool
 from sentei.errors import InputError
 from sentei.recover.select.choices import parse_weights, read_ids
 from sentei.recover.select.damage import Scores
+from sentei.recover.select.picking import Amount, pick
 from sentei.recover.select.strategies import STRATEGIES, Candidates
 
 
@@ -22,7 +23,7 @@ def candidates(**changes: Any) -> Candidates:
         np.array([8, 64, 8, 1, 100, 9]),
         np.array([0, 0, 1, 1, 1, 2]),
         np.array([True] * 5 + [False]),
-        Scores(values, values + 1, values[::-1].copy(), values + np.float32(1.35)),
+        Scores(values, values + 1, values[::-1].copy(), values + np.float32(1.35), np.arange(1, 7, dtype=np.float32)),
     )
     return replace(usual, **changes)
 
@@ -32,8 +33,32 @@ def test_efficiency_is_damage_by_the_logarithm_of_the_cost() -> None:
     tokens = np.array([8, 64, 8, 2, 100, 9])  # a row of one token would cost nothing
     np.testing.assert_allclose(found.scores, np.arange(1, 7) / 10 / (2 * np.log(tokens)), rtol=1e-6)
     np.testing.assert_allclose(found.weights, [0.15, 0.4, 0], rtol=1e-6)
-    auto = STRATEGIES["auto"].prefer(candidates())
-    assert np.array_equal(auto.scores, found.scores) and STRATEGIES["auto"].filters and STRATEGIES["paser"].concepts
+    filtered = STRATEGIES["efficiency"].prefer(candidates())
+    assert np.array_equal(filtered.scores, found.scores)
+    assert STRATEGIES["efficiency"].filters and STRATEGIES["paser"].concepts
+
+
+def test_auto_counts_the_damage_that_training_meets_per_token() -> None:
+    found = STRATEGIES["auto"].prefer(candidates())
+    responses = np.arange(1, 7)  # of [8, 64, 8, 1, 100, 9] tokens
+    np.testing.assert_allclose(found.scores, responses / 10 * responses / [8, 64, 8, 1, 100, 9], rtol=1e-6)
+    np.testing.assert_allclose(found.weights, [0.15, 0.4, 0], rtol=1e-6)
+    assert STRATEGIES["auto"].filters
+
+
+def test_auto_meets_more_damage_in_a_budget_of_tokens_than_a_mean_or_chance() -> None:
+    chance = np.random.default_rng(0)
+    n = 400
+    jsd, tokens = chance.uniform(0.1, 0.6, n).astype(np.float32), chance.integers(20, 200, n)
+    counts = np.maximum(1, tokens * chance.uniform(0.1, 0.9, n)).astype(np.float32)
+    pool = read_pool([{"prompt": f"p{i}", "completion": "c"} for i in range(n)])
+    rows = Candidates(pool.rows, tokens, np.arange(n) % 4, np.ones(n, bool), Scores(jsd, jsd, jsd, jsd, counts))
+
+    def met(name: str) -> float:
+        chosen = pick(rows, STRATEGIES[name], Amount(4000, "tokens")).rows
+        return float((jsd * counts)[chosen].sum())
+
+    assert met("auto") > 1.2 * met("efficiency") and met("auto") > 1.3 * met("random")
 
 
 def test_temperature_weights_and_target_change_the_shares() -> None:

@@ -43,12 +43,14 @@ class Scores:
         dense_nll: mean negative log-likelihood of the response under the dense model, nats per token, float32 [N].
         pruned_nll: the same under the pruned model.
         alone_nll: the same under the dense model, which does not get to see the prompt; NaN unless asked for.
+        counts: response tokens, which are what is trained on, float32 [N].
     """
 
     jsd: np.ndarray
     dense_nll: np.ndarray
     pruned_nll: np.ndarray
     alone_nll: np.ndarray
+    counts: np.ndarray
 
     @property
     def ifd(self) -> np.ndarray:

@@ -111,6 +111,16 @@ def _efficiency(c: Candidates) -> Floats:
     return efficiency
 
 
+def _density(c: Candidates) -> Floats:
+    """Damage that training meets per token that it reads: mean JSD · response tokens / all tokens.
+
+    A budget in tokens is spent on prompts too, and a mean says nothing of how many tokens there are to learn from: by
+    PASER's score the rows of a budget hold less damage than random ones, because short rows come first.
+    """
+    density: Floats = c.scores.jsd.astype(np.float64) * c.scores.counts / np.maximum(1, c.tokens)
+    return density
+
+
 def _random(c: Candidates) -> Floats:
     return np.random.default_rng(c.seed).random(len(c.rows))
 
@@ -131,7 +141,12 @@ def _paser(c: Candidates) -> Preference:
 
 
 STRATEGIES: dict[str, Strategy] = {
-    "auto": Strategy(_paser, "PASER's shares and scores, with filters that work in place of its concept graph", True),
+    "auto": Strategy(
+        lambda c: Preference(_density(c), c.by_damage()),
+        "budget by each cluster's damage, rows by damage per token that training reads, with filters",
+        True,
+    ),
+    "efficiency": Strategy(_paser, "PASER's shares and scores, with filters in place of its concept graph", True),
     "paser": Strategy(
         _paser,
         "budget by each cluster's damage, rows by damage per cost, concept graph (arXiv 2502.12594)",
