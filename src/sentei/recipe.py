@@ -113,6 +113,25 @@ class Recover(_Section):
     currency: str = "EUR"
 
 
+class Ship(_Section):
+    """Where the model goes at last; a recipe without this section leaves it as transformers reads it.
+
+    Attributes:
+        to: routes of `sentei export`. The plan must have their sizes: see `budget.target_engine`.
+        dtype: `auto` (what config.json declares), F32, F16, BF16, or what else the routes know (`Q8_0` for gguf).
+        speed: whether to time it against the dense model, exported in the same way, where an engine is installed.
+    """
+
+    to: list[str] = Field(min_length=1)
+    dtype: str = "auto"
+    speed: bool = True
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class Recipe(_Section):
     """A whole run, resolved."""
 
@@ -124,6 +143,7 @@ class Recipe(_Section):
     measure: Measure = Measure()
     prove: Prove = Prove()
     recover: Recover | None = None
+    ship: Ship | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
     seed: int = Field(default=0, ge=0)

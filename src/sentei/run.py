@@ -63,6 +63,7 @@ STAGES: Registry[Stage] = Registry(
         "tune": "sentei.stages_recover:TUNE",
         "compare": "sentei.stages_recover:COMPARE",
         "prove": "sentei.stages:PROVE",
+        "ship": "sentei.stages_ship:SHIP",
         "report": "sentei.stages:REPORT",
     },
 )

@@ -1,6 +1,6 @@
 """The stages of the spine: measure, plan, cut, prove, report. Each reads the recipe and the files of earlier stages.
 
-Those of recovery, which come between cut and prove, are in `stages_recover.py`.
+Those of recovery, which come between cut and prove, are in `stages_recover.py`, that of shipping in `stages_ship.py`.
 """
 
 from __future__ import annotations
@@ -126,6 +126,7 @@ def _report(context: Context) -> dict[str, Any]:
     recovery = None
     if context.recipe.recover is not None:
         recovery = collect(context.recipe.recover, stages["select"], stages["tune"], stages["compare"], seconds)
+    exports = read_json(stages["ship"] / "exports.json") if "ship" in stages else []
     report = build(
         recipe=context.recipe,
         profile=Profile.load(stages["measure"] / "profile"),
@@ -133,6 +134,7 @@ def _report(context: Context) -> dict[str, Any]:
         evidence=read_json(stages["prove"] / "evidence.json"),
         seconds=seconds,
         recovery=recovery,
+        exports=exports,
     )
     write_json(context.out / "report.json", report)
     write_text(context.out / "report.html", render(report))
@@ -160,6 +162,6 @@ PROVE = Stage(
 REPORT = Stage(
     _report,
     reads=lambda r: r.recover and [r.recover.watts, r.recover.price_per_hour, r.recover.currency],
-    after=("measure", "plan", "cut", "select", "tune", "compare", "prove"),
+    after=("measure", "plan", "cut", "select", "tune", "compare", "prove", "ship"),
     publishes=("report.html", "report.json"),
 )

@@ -63,5 +63,6 @@ def show_report(out: Path, report: dict[str, Any]) -> None:
     paths = {"report": "report.html", "figures": "report.json", "model": "model"}
     if "recovery" in report:
         paths["data"] = "selection.html"
+    paths |= {export["route"]: export["file"] for export in report.get("exports", [])}
     for name, path in paths.items():
-        typer.echo(f"{name:8}{out / path}")
+        typer.echo(f"{name:13}{out / path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ def build(
     evidence: Mapping[str, Any],
     seconds: Mapping[str, float],
     recovery: Mapping[str, Any] | None = None,
+    exports: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The contents of report.json.
 
@@ -39,6 +40,7 @@ def build(
         evidence: what `evaluate` returned for dense, pruned and, after recovery, recovered, in this order.
         seconds: how long each stage took.
         recovery: see `sentei.report.recovery.collect`; None where there was none.
+        exports: what the stage `ship` wrote into exports.json.
     """
     figures = collect(evidence)
     models = dict(zip(ROLES[: 2 if recovery is None else 3], evidence["models"], strict=True))
@@ -62,7 +64,8 @@ def build(
         "figures": [figure.to_json() for figure in figures],
         "average_accuracy": dict(zip(ROLES, average(figures), strict=False)),
         "blocks": blocks(plan, profile),
-        "predictions": _predictions(recipe, plan, models, figures),
+        **({"exports": list(exports)} if exports else {}),
+        "predictions": [*_predictions(recipe, plan, models, figures), *_served(plan, exports)],
         "protocol": _protocol(recipe, profile, plan),
         "seconds": dict(seconds),
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
@@ -133,6 +136,22 @@ def _predictions(recipe: Recipe, plan: Plan, models: Mapping[str, Any], figures:
         note = f"predicted on the calibration text, before compensation; measured on {text.name}"
         rows.append(_row("loss increase", "nats", predicted["loss_increase"], math.log(text.change.value), note))
     return [row for row in rows if row["predicted"] is not None]
+
+
+def _served(plan: Plan, exports: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The speed-up in engines: by FLOPs of the blocks for the prompt, by bytes of the files for each new token."""
+    rows = []
+    for export in exports:
+        timed = export["speed"]
+        for run in timed["runs"] if timed else ():
+            where = f"in {run['engine']}, {export['dtype']}"
+            half = timed["protocol"]["prompt"] // 2  # what a token of the prompt attends to, on average
+            flops = plan.dense.flops(half) / plan.shape().flops(half)
+            note = "predicted from FLOPs of the blocks"
+            rows.append(_row(f"prefill speed-up {where}", "ratio", flops, run["prefill_ratio"]["median"], note))
+            size, note = timed["dense_bytes"] / export["bytes"], "predicted from the bytes of the files"
+            rows.append(_row(f"decode speed-up {where}", "ratio", size, run["decode_ratio"]["median"], note))
+    return rows
 
 
 def _row(name: str, unit: str, predicted: float | None, measured: float, note: str = "") -> dict[str, Any]:

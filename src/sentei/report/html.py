@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from sentei.progress import duration
-from sentei.report import picture
+from sentei.report import exports, picture
 from sentei.report.figures import Change, Figure, scaled, show
 from sentei.report.page import page, scrolled
 from sentei.report.recovery import in_words, section, tile
@@ -31,7 +31,8 @@ def render(report: Mapping[str, Any]) -> str:
     title = escape(f"{report['model']}, pruned" + (" and recovered" if recovery else ""))
     body = (
         f"{_header(report, figures)}{_removed(report)}{_figures(report, figures)}"
-        f"{section(recovery) if recovery else ''}{_predictions(report)}{_how(report)}"
+        f"{section(recovery) if recovery else ''}"
+        f"{exports.section(report.get('exports', []))}{_predictions(report)}{_how(report)}"
         f"<footer>Made by sentei {escape(report['sentei'])}. Every figure of this page is in report.json.</footer>"
     )
     return page(title, body, *sheets)

@@ -50,6 +50,7 @@ class Route:
         dtypes: what `Options.dtype` may be, besides "auto".
         options: names that `Options.values` may hold, and what each means.
         reach: for a model that the route holds, engines among `engines` that cannot read it all the same, and why.
+        sizes: values of a budget's `target_engine` whose plans fit without padding; empty: all do.
         serve: per engine, the command that serves the export; `{path}` stands for it.
     """
 
@@ -62,6 +63,7 @@ class Route:
     dtypes: tuple[str, ...] = tuple(FLOATS)
     options: Mapping[str, str] = field(default_factory=dict)
     reach: Callable[[Loaded], Mapping[str, str]] = lambda loaded: {}
+    sizes: tuple[str, ...] = ()
     serve: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, options: Options) -> None:
@@ -76,3 +78,9 @@ class Route:
             if name not in self.options:
                 known = ", ".join(f"{key} ({line})" for key, line in self.options.items()) or "none"
                 raise InputError(f"{self.name} has no option {name!r}{nearest(name, self.options)}; known: {known}")
+
+
+def worst_delta(record: Mapping[str, Any]) -> str:
+    """The largest |Δ log p| in the record of a parity check, over prefill and decode, for people."""
+    deltas = [record[part]["delta"] for part in ("prefill", "decode")]
+    return "infinite" if None in deltas else f"{max(deltas):.1e}"

@@ -10,7 +10,7 @@ from sentei.errors import InputError, QualityError
 from sentei.files import atomic_dir, atomic_file, check_output, write_json, write_text
 from sentei.progress import Progress
 from sentei.ship import ROUTES
-from sentei.ship.base import Options, Route
+from sentei.ship.base import Options, Route, worst_delta
 from sentei.ship.engines import ENGINES
 from sentei.ship.parity import COMPUTED, facts_path, parity, read_facts
 
@@ -215,11 +215,12 @@ def _tell_card(directory: Path, facts: dict[str, Any]) -> None:
         if command:
             lines += [f"{name}:", "", "```bash", command.format(path="DIRECTORY"), "```", ""]
     for name, values in facts["parity"].items():
-        deltas = [values[part]["delta"] for part in ("prefill", "decode")]
-        delta = "infinite" if None in deltas else f"{max(deltas):.1e}"
         seen = f"{values['prefill']['positions']:,} tokens ({values['texts']} text) × {values['vocabulary']:,} words"
         result = "Passed" if values["passed"] else "FAILED"
-        lines += [f"Parity in {name} {values['version']}: {result}, max |Δ log p| {delta} over {seen}.", ""]
+        lines += [
+            f"Parity in {name} {values['version']}: {result}, max |Δ log p| {worst_delta(values)} over {seen}.",
+            "",
+        ]
     unproven = [name for name in facts["not_run"] if not facts["parity"].get(name)]
     if unproven:
         lines += [f"Not run here: {', '.join(unproven)}.", ""]

@@ -192,5 +192,6 @@ ROUTE = Route(
     write=write,
     suffix=".gguf",
     dtypes=(*OWN, *K_QUANTS),
+    sizes=("gguf", "mlx", "vllm", "sglang", "trtllm", "uniform"),
     serve={"llama.cpp": "llama-server -m {path}"},
 )

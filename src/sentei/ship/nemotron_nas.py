@@ -148,6 +148,7 @@ ROUTE = Route(
     refuse=refuse,
     write=write,
     reach=reach,
+    sizes=("mlx", "vllm", "sglang", "trtllm"),
     serve={
         "mlx": "mlx_lm.server --model {path}",
         "vllm": "vllm serve {path} --trust-remote-code",

@@ -85,5 +85,6 @@ ROUTE = Route(
     refuse=refuse,
     write=write,
     reach=lambda loaded: stock_reach(_stock(loaded).config),
+    sizes=("uniform",),
     serve=SERVE,
 )

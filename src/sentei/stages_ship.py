@@ -1,0 +1,77 @@
+"""The stage of shipping: exports for the engines that a recipe names, proven there, timed against the dense model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sentei.errors import InputError
+from sentei.files import write_json
+from sentei.recipe import Recipe, Ship
+from sentei.run import Context, Stage
+
+PROMPT, NEW = 512, 64  # tokens of the timing
+
+
+def _section(recipe: Recipe) -> Ship:
+    """What the recipe says about shipping; the stage is wanted only where it says something."""
+    assert recipe.ship is not None
+    return recipe.ship
+
+
+def _ship(context: Context) -> dict[str, Any]:
+    from sentei.models.load import load
+    from sentei.ship import ROUTES
+    from sentei.ship.engines import ENGINES as INSTALLABLE
+    from sentei.ship.export import export
+
+    ship = _section(context.recipe)
+    small = load(context.before["tune" if "tune" in context.before else "cut"] / "model", dtype="auto", device="cpu")
+    exports = []
+    for name in ship.to:
+        file = f"model{ROUTES[name].suffix}" if ROUTES[name].suffix else name
+        facts = export(small, name, context.out / "exports" / file, dtype=ship.dtype, progress=context.progress)
+        context.progress.say(f"  {file}: {facts['bytes'] / 1e6:.1f} MB for {', '.join(facts['engines'])}")
+        runnable = any(engine in INSTALLABLE and INSTALLABLE[engine].installed() for engine in facts["engines"])
+        speed = _speed(context, name, file, facts["dtype"]) if ship.speed and runnable else None
+        exports.append({"file": f"exports/{file}", **facts, "speed": speed})
+    write_json(context.out / "exports.json", exports)
+    return {"exports": [row["file"] for row in exports]}
+
+
+def _speed(context: Context, route: str, file: str, dtype: str) -> dict[str, Any]:
+    """The export against the dense model's, which is made for that and goes with the stage."""
+    from sentei.ship.bench import bench
+    from sentei.ship.export import export
+
+    path, dense = context.out / "exports" / file, context.work / f"dense-{file}"
+    facts = export(context.dense(), route, dense, dtype=dtype, check=False, overwrite=True)
+    found = bench([dense, path], prompt=PROMPT, new=NEW, progress=context.progress)
+    runs = [run for run in found["runs"] if run["export"] == str(path)]
+    return {"protocol": found["protocol"], "dense_bytes": facts["bytes"], "runs": runs}
+
+
+def _check_ship(recipe: Recipe) -> None:
+    from sentei.ship import ROUTES
+    from sentei.ship.base import Options
+
+    ship, planned = _section(recipe), recipe.budget.target_engine
+    for name in ship.to:
+        route = ROUTES[name]
+        route.check(Options(ship.dtype))
+        if route.sizes and planned not in route.sizes:
+            raise InputError(
+                f"ship.to: {name} wants a plan with legal sizes for it, and budget.target_engine is {planned!r}; "
+                f"set it to {' or '.join(map(repr, route.sizes))}, or ship to another route"
+            )
+    if len({*ship.to}) < len(ship.to):
+        raise InputError(f"ship.to names a route twice: {', '.join(ship.to)}; name each once")
+
+
+SHIP = Stage(
+    _ship,
+    reads=lambda r: r.ship and r.ship.model_dump(),
+    check=_check_ship,
+    after=("cut", "tune"),
+    wanted=lambda r: r.ship is not None,
+    publishes=("exports",),
+)
