@@ -3,6 +3,7 @@
     python benchmarks/fit.py searches [--tasks science intent …] [--searches evolve path uniform genetic]
     python benchmarks/fit.py projections
     python benchmarks/fit.py transfer
+    python benchmarks/fit.py cost
 
 Every task's model is first tuned on its calibration rows where the plain one is at chance (`TUNE`). Candidates are judged
 on 150 search rows, results confirmed on 150 and tested on 200 others. Searches of one task share the profile and, between
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +152,42 @@ def transfer() -> None:
         rows.run(work, table="transfer", model=role)
 
 
+def cost() -> None:
+    """Building all that the knapsack's path uses, and a candidate in place against the dense model on the same rows."""
+    import numpy as np
+
+    from sentei.search.evolve import swap
+    from sentei.search.library import Library
+
+    def work() -> dict[str, Any]:
+        setup = ready("science")
+        rows, space = setup.prepared["search"], setup.menus.space
+        library = Library(setup.loaded.model, setup.profile, setup.menus)
+        started = time.monotonic()
+        for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+            library.switch(setup.menus.entries(space.at(share)))
+        built = time.monotonic() - started
+        library = Library(setup.loaded.model, setup.profile, setup.menus, rows)
+        rng, ratios = np.random.default_rng(0), []
+        for share in (0.1, 0.2, 0.3, 0.4):
+            parent = space.at(share)
+            library(parent, 0, 1)
+            for child in (swap(space, parent, space.cost(parent), np.ones(len(space.genes)), rng) for _ in range(2)):
+                library.restore()
+                begun = time.monotonic()
+                rows.score(setup.loaded.model)
+                between = time.monotonic()
+                library(child, 0, len(rows))
+                ratios.append((time.monotonic() - between) / (between - begun))
+        library.restore()
+        return {"library_s": built, "ratio": float(np.median(ratios)), "spread": [min(ratios), max(ratios)]}
+
+    Rows("fit").run(work, table="cost")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("searches", "projections", "transfer"))
+    parser.add_argument("table", choices=("searches", "projections", "transfer", "cost"))
     parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--searches", nargs="*", default=["evolve", "uniform", "genetic"])
     parser.add_argument("--tolerances", nargs="*", type=float, default=[0.05, 0.01])
@@ -161,6 +196,8 @@ def main() -> None:
         searches(options.tasks, options.searches, options.tolerances)
     elif options.table == "projections":
         projections(options.tasks)
+    elif options.table == "cost":
+        cost()
     else:
         transfer()
 

@@ -37,7 +37,7 @@ def recovery_parts() -> dict[str, tuple[str, str]]:
         ),
         "Recovery: adapters": (
             "`python benchmarks/recover.py rates`, then `adapters`. 1 % of the block params, cross-entropy, the same rows. The learning rate "
-            "of each is the best of four on held-out alpaca rows, at a quarter of the tokens. Forgetting: loss on held-out C4 text.\n\n",
+            "of each is the best of three on held-out alpaca rows, at a quarter of the tokens. Forgetting: loss on held-out C4 text.\n\n",
             arms(
                 found,
                 "adapters",

@@ -60,7 +60,7 @@ def _gradient(model: Any, budget: int, context: Context) -> PeftModel:
     return _attach(model, budget, context.seed, choose)
 
 
-SHIRA = Adapter("shira", 1e-3, _random, "random entries, one density (SHiRA, arXiv 2406.13175)", sparse=True)
+SHIRA = Adapter("shira", 2e-3, _random, "random entries, one density (SHiRA, arXiv 2406.13175)", sparse=True)
 SHIRA_GRADIENT = Adapter(
     "shira-gradient", 1e-3, _gradient, "entries of largest gradient, one density (SHiRA's Grad)", sparse=True
 )
