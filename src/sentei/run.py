@@ -40,6 +40,7 @@ class Stage:
         check: raises an InputError for what can be seen to be wrong before any work begins.
         after: the stages whose files it reads, as far as the recipe wants them.
         wanted: whether a recipe has this stage.
+        tokens: what it costs, in tokens of forward passes of the dense model; see `sentei.estimate`.
         publishes: files and directories of it that appear at the top of the run directory; of several stages that
             publish the same, the last one counts.
     """
@@ -49,6 +50,7 @@ class Stage:
     check: Callable[[Recipe], None] = lambda recipe: None
     after: tuple[str, ...] = ()
     wanted: Callable[[Recipe], bool] = lambda recipe: True
+    tokens: Callable[[Recipe], float] = lambda recipe: 0.0
     publishes: tuple[str, ...] = ()
 
 
@@ -133,6 +135,7 @@ class _Run:
         self.recipe, self.out, self.progress = recipe, out, progress
         self.stages = {name: STAGES[name] for name in STAGES if STAGES[name].wanted(recipe)}
         self.dirs = {name: out / "stages" / f"{n:02d}-{name}" for n, name in enumerate(self.stages, 1)}
+        self.untold: list[str] = []  # stages to be done, until it is said how long they will take
 
     def go(self) -> dict[str, Any]:
         """Runs the stages that are not done, and publishes what they made."""
@@ -140,6 +143,7 @@ class _Run:
         todo = [name for name, key in keys.items() if not self._done(name, key)]
         for name in todo:
             self.stages[name].check(self.recipe)
+        self.untold = todo
         fresh = not self.out.exists()
         with _locked(self.out):
             try:
@@ -219,7 +223,14 @@ class _Run:
 
         recipe = self.recipe
         self.progress.say(f"  loading {Path(recipe.model).name}")
-        return load(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        loaded = load(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        if self.untold and isinstance(self.progress, TerminalProgress):
+            from sentei.estimate import estimate
+
+            tokens = {name: self.stages[name].tokens(recipe) for name in self.untold}
+            self.progress.say(f"  {estimate(loaded, tokens)}")
+            self.untold = []
+        return loaded
 
 
 def _seed(seed: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentei import estimate
 from sentei.files import read_json, write_json, write_text
 from sentei.recipe import Prune, Recipe
 from sentei.run import Context, Stage, fingerprint
@@ -114,6 +115,41 @@ def _check_evidence(recipe: Recipe) -> None:
     read_tasks(recipe.prove.tasks)
 
 
+def _calibration(recipe: Recipe) -> float:
+    """Calibration tokens, about."""
+    from sentei.data.text import read_texts
+
+    return min(recipe.measure.tokens, estimate.tokens_of(read_texts(recipe.data)))
+
+
+def _plan_tokens(recipe: Recipe) -> float:
+    """`auto` reads the judging windows once for the dense model and once for each kind of plan."""
+    from sentei.prune.choose import CANDIDATES, WINDOWS
+
+    judged = recipe.prune == Prune(method="auto") and recipe.budget.limits.low_rank
+    return (1 + len(CANDIDATES)) * WINDOWS * recipe.measure.window if judged else 0.0
+
+
+def _prove_tokens(recipe: Recipe) -> float:
+    """Texts and rows, read by two or three models."""
+    from sentei.data.tasks import TaskSet
+    from sentei.prove.evaluate import read_tasks, read_texts_named
+
+    prove = recipe.prove
+    most = prove.windows * prove.window if prove.windows else float("inf")
+    texts = sum(min(most, estimate.tokens_of(read_texts_named(source)[1])) for source in prove.texts)
+    rows = sum(
+        estimate.tokens_of(part for row in task.rows[: prove.limit] for value in row.values() for part in _texts(value))
+        for task in read_tasks(prove.tasks)
+        if isinstance(task, TaskSet)
+    )
+    return (3 if recipe.recover else 2) * (texts + rows)
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(part) for part in value] if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
 def _report(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
     from sentei.plan import Plan
@@ -145,19 +181,28 @@ MEASURE = Stage(
     _measure,
     reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
     check=_check_data,
+    tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,
 )
 PLAN = Stage(
     _plan,
     reads=lambda r: [r.budget.model_dump(), r.prune.model_dump(), r.seed],
     check=_check_method,
     after=("measure",),
+    tokens=_plan_tokens,
 )
-CUT = Stage(_cut, reads=lambda r: None, after=("measure", "plan"), publishes=("model",))
+CUT = Stage(
+    _cut,
+    reads=lambda r: None,
+    after=("measure", "plan"),
+    tokens=lambda r: estimate.CUT * _calibration(r),
+    publishes=("model",),
+)
 PROVE = Stage(
     _prove,
     reads=lambda r: [r.prove.model_dump(), [fingerprint(source) for source in [*r.prove.texts, *r.prove.tasks]]],
     check=_check_evidence,
     after=("cut", "tune"),
+    tokens=_prove_tokens,
 )
 REPORT = Stage(
     _report,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sentei import estimate
 from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.recipe import Recipe, Recover
@@ -125,6 +126,10 @@ def _compare(context: Context) -> dict[str, Any]:
     return {"rows": found["overall"]["rows"]}
 
 
+def _pool_tokens(recipe: Recipe) -> float:
+    return estimate.tokens_of(text for row in _pool(recipe).rows for text in (row.prompt, row.response))
+
+
 def _of_select(recipe: Recipe) -> list[Any]:
     recover = _section(recipe)
     target = fingerprint(recover.target) if recover.target else None
@@ -146,6 +151,7 @@ SELECT = Stage(
     reads=_of_select,
     check=_check_select,
     after=("cut",),
+    tokens=lambda r: estimate.SCORE * _pool_tokens(r),
     wanted=_is_wanted,
     publishes=("selection.html",),
 )
@@ -154,6 +160,7 @@ TUNE = Stage(
     reads=_of_tune,
     check=_check_tune,
     after=("cut", "select"),
+    tokens=lambda r: estimate.TUNE * _section(r).tokens,
     wanted=_is_wanted,
     publishes=("model",),
 )

@@ -1,0 +1,71 @@
+"""What a run will take, said when it begins: each stage's work in tokens of forward passes, at this machine's pace.
+
+The factors are measured on SmolLM2-135M with two CPU threads (`benchmarks/cost.py`, `benchmarks/tune_speed.py`); on
+other models and machines the sum is right to a factor of two or so, which tells minutes from hours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from sentei.progress import duration
+
+if TYPE_CHECKING:
+    from sentei.models.load import Loaded
+
+MEASURE, GRADIENT, CUT, SCORE, TUNE = 1.5, 3.0, 2.8, 2.2, 4.0  # forward passes per token
+LETTERS = 4  # per token, about
+_PROBE = 512
+
+
+def tokens_of(texts: Iterable[str]) -> float:
+    """Tokens of texts, about, without a tokenizer."""
+    return sum(map(len, texts)) / LETTERS
+
+
+def estimate(loaded: Loaded, tokens: Mapping[str, float]) -> str:
+    """A sentence about time and memory.
+
+    Args:
+        loaded: the dense model; one forward pass of 512 tokens is timed.
+        tokens: what the stages cost, in tokens of its forward passes.
+    """
+    pace = _pace(loaded)
+    seconds = {name: count / pace for name, count in tokens.items() if count}
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items())
+    return (
+        f"about {duration(sum(seconds.values()))} at {pace:,.0f} tokens/s ({parts}), and at least "
+        f"{_memory(loaded) / 1e9:.1f} GB of memory"
+    )
+
+
+def _pace(loaded: Loaded) -> float:
+    """Tokens per second of a forward pass, logits included; the first of two is not counted."""
+    import torch
+
+    from sentei.models.load import context_length
+    from sentei.prove.forward import evaluating
+
+    size = min(_PROBE, context_length(loaded.model))
+    ids = torch.zeros(1, size, dtype=torch.long, device=loaded.model.device)
+    with evaluating(loaded.model):
+        loaded.model(ids)
+        started = time.perf_counter()
+        loaded.model(ids).logits[0, -1, 0].item()  # waits for a GPU
+    return size / (time.perf_counter() - started)
+
+
+def _memory(loaded: Loaded) -> float:
+    """Bytes of the dense and a pruned model, and of the fp32 Gram matrices of all blocks."""
+    from sentei.families import family_of
+
+    shape = family_of(loaded.model.config).shape(loaded.model.config)
+    sides = [
+        side
+        for block in shape.blocks
+        for side in (shape.hidden, shape.hidden, block.kv_groups * block.heads_per_group * shape.head_dim, block.ffn)
+    ]
+    weights = sum(p.numel() * p.itemsize for p in loaded.model.parameters())
+    return 2 * weights + 4 * sum(side * side for side in sides)

@@ -1,0 +1,48 @@
+"""What a run says about its time and memory before it works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sentei import estimate
+from sentei.models.load import Loaded
+from sentei.recipe import Recipe
+from sentei.run import STAGES
+from tiny import tiny_model
+
+
+def recipe(tmp_path: Path, **more: Any) -> Recipe:
+    (tmp_path / "text.txt").write_text("word " * 8000)  # 40,000 letters
+    (tmp_path / "rows.jsonl").write_text('{"context": "12345678", "choices": ["1234", "5678"], "label": 0}\n' * 30)
+    values = {"model": "m", "data": "text.txt", "budget": {"sparsity": 0.2}, **more}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return Recipe.load(tmp_path / "recipe.yaml")
+
+
+def test_stages_count_what_they_read(tmp_path: Path) -> None:
+    prove = {"texts": ["text.txt"], "tasks": ["rows.jsonl"], "windows": 2, "window": 100, "limit": 10}
+    measure = {"tokens": 1000, "window": 128, "gradient_tokens": 100}
+    short = recipe(tmp_path, prove=prove, measure=measure, prune={"method": "numerical"})
+    assert STAGES["measure"].tokens(short) == estimate.MEASURE * 1000 + estimate.GRADIENT * 100
+    assert STAGES["cut"].tokens(short) == estimate.CUT * 1000
+    assert STAGES["plan"].tokens(short) == 0, "only auto reads text to decide"
+    assert STAGES["prove"].tokens(short) == 2 * (200 + 10 * 16 / estimate.LETTERS), "dense and pruned"
+    long = recipe(tmp_path, prove={**prove, "windows": None}, recover={"pool": "rows.jsonl", "tokens": 5000})
+    assert STAGES["cut"].tokens(long) == estimate.CUT * 10_000, "there is no more text"
+    assert STAGES["tune"].tokens(long) == estimate.TUNE * 5000
+    assert STAGES["prove"].tokens(long) == 3 * (10_000 + 10 * 16 / estimate.LETTERS)
+
+
+def test_the_sentence_names_time_by_stage_and_memory() -> None:
+    model = tiny_model("llama", num_hidden_layers=2)
+    said = estimate.estimate(Loaded(model, None, "tiny", ""), {"measure": 1e9, "plan": 0.0, "cut": 3e9})
+    assert re.match(r"about .+ at [\d,]+ tokens/s \(measure .+, cut .+\), and at least 0.0 GB", said)
+    assert "plan" not in said
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    grams = 4 * 2 * (42**2 + 42**2 + 48**2 + 40**2)
+    assert estimate._memory(Loaded(model, None, "tiny", "")) == pytest.approx(2 * weights + grams)
