@@ -1,4 +1,4 @@
-# make demo      creates .venv, prunes a real 135M-parameter model by 20 %, heals it, writes runs/demo/
+# make demo      creates .venv, prunes a real 135M-parameter model by 20 %, heals it, ships it, writes runs/demo/
 # make test      creates .venv if needed and runs the tests
 PYTHON ?= python3
 VENV := .venv
