@@ -150,6 +150,12 @@ def scale(found: list[dict[str, Any]]) -> str:
     for r in found:
         if r["key"]["step"] == "embed":
             text += f"Embedding {r['key']['rows']:,} instructions: {r['seconds']:.0f} s.\n\n"
+        if r["key"]["step"] == "score":
+            low, high = r["spread"]
+            text += (
+                f"Scoring (`python benchmarks/score_speed.py`): ×{r['throughput_ratio']:.2f} [{low:.2f}, {high:.2f}] of the throughput of "
+                f"plain forward passes of both models over the same batches; {r['tokens_per_s']:,.0f} tokens/s.\n\n"
+            )
     if len(own) > 1:
         sizes = [r["key"]["rows"] for r in own]
         seconds, peak = (
