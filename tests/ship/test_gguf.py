@@ -115,7 +115,18 @@ def test_qwen3_is_openelm_with_fused_rows_and_zero_heads(tmp_path):
     assert facts["padding_bytes"] == 4 * (32 * 48 + 48 + 16 + 3 * 32 * 48 + 48)
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("F16", 2.0**-11), ("BF16", 2.0**-8), ("Q8_0", 1 / 127)])
+ERRORS = {
+    "F16": 2.0**-11,
+    "BF16": 2.0**-8,
+    "Q8_0": 1 / 127,
+    "Q5_1": 1 / 30,
+    "Q5_0": 1 / 15,
+    "Q4_1": 1 / 14,
+    "Q4_0": 1 / 7,
+}
+
+
+@pytest.mark.parametrize(("dtype", "error"), ERRORS.items())
 def test_rounding(tmp_path, dtype, error):
     loaded = cut_model("llama", 0, skip=0.0, hidden_size=96, head_dim=16)
     _, exact, _ = written(loaded, tmp_path / "exact.gguf")
@@ -126,10 +137,10 @@ def test_rounding(tmp_path, dtype, error):
     assert kinds["token_embd.weight"] == kinds["blk.1.ffn_down.weight"] == dtype
     for name, value in exact.items():
         got = values[name][tuple(slice(n) for n in value.shape)]
-        scale = np.abs(value).max(-1, keepdims=True) if dtype == "Q8_0" else np.abs(value)
+        scale = np.abs(value).max(-1, keepdims=True) if dtype[0] == "Q" else np.abs(value)
         assert (np.abs(got - value) <= error * scale + 1e-7).all(), name
     width = said(reader, "deci.feed_forward_length")
-    if dtype == "Q8_0":
+    if dtype[0] == "Q":
         assert all(w % 32 == 0 for w in width) and facts["padding_bytes"] > 0
         assert not values["blk.1.ffn_up.weight"][loaded.model.model.layers[1].mlp.up_proj.out_features :].any()
     else:
