@@ -72,6 +72,11 @@ def test_the_published_searches_are_worse_or_equal_and_honest(stories, task, tmp
         assert found["evaluations"] <= 11
 
 
+def test_a_search_without_time_still_gives_one_cut(stories, task, tmp_path):
+    found = fit(stories, task, tmp_path / "run", tolerance=0.5, minutes=1e-4, settings=Settings(heal=0)).report["fit"]
+    assert found["cuts"] == 1 and found["verdict"] == "met" and found["removed"] > 0.1
+
+
 def test_frontier_is_a_curve_of_plans(stories, task, tmp_path):
     report = frontier(stories, task, tmp_path / "f", shares=(0.2, 0.5), latency=False, settings=Settings(heal=0))
     assert [round(p["removed"], 1) for p in report["points"]] == [0.0, 0.2, 0.5]

@@ -14,7 +14,7 @@ from sentei.progress import Progress
 from sentei.prove.score import Outcome
 from sentei.prune.menu import Entry
 from sentei.prune.space import Genome
-from sentei.search.bisect import climb
+from sentei.search.bisect import STEP, climb, holds
 from sentei.search.cache import Cache
 from sentei.search.ledger import Allowance, Ledger, Spent
 
@@ -60,16 +60,20 @@ def climbed(
 ) -> tuple[list[Candidate], float, list[dict[str, Any]]]:
     """Cuts from a genome on along the knapsack's path, smaller while they hold and larger while they do not.
 
+    The first cut is made whatever the deadline says: a search that ends late is worth more than one that gives nothing.
+
     Returns:
         Those that hold on the search rows, the smallest first; how many were scored; the history.
     """
     space = setup.menus.space
     with progress.stage("cuts") as bar:
         cache = Cache(space, setup.goal.rows, journal, setup.identity)
-        allowance = Allowance(deadline=deadline, pace=setup.cut_seconds)
-        ledger = Ledger(space, cutter, setup.goal, allowance=allowance, cache=cache, bar=bar)
+        ledger = Ledger(space, cutter, setup.goal, cache=cache, bar=bar)
+        path, start = around(setup, genome), space.removed(genome) or STEP
+        holds(ledger, path, start, (1.0,))
+        ledger.allowance = Allowance(deadline=deadline, pace=setup.cut_seconds)
         try:
-            climb(ledger, around(setup, genome), start=space.removed(genome), resolution=RESOLUTION)
+            climb(ledger, path, start=start, resolution=RESOLUTION)
         except Spent as why:
             progress.say(f"  cuts: ended by the {why}")
     held = [trial for trial in ledger.trials.values() if trial.genome != space.dense and setup.goal.met(trial.outcome)]
