@@ -126,8 +126,17 @@ def _compare(context: Context) -> dict[str, Any]:
     return {"rows": found["overall"]["rows"]}
 
 
-def _pool_tokens(recipe: Recipe) -> float:
-    return estimate.tokens_of(text for row in _pool(recipe).rows for text in (row.prompt, row.response))
+def _pool_tokens(recipe: Recipe, most: int | None = None) -> float:
+    """Tokens of the pool, about; of `most` rows of it."""
+    rows = _pool(recipe).rows
+    share = 1.0 if most is None else min(1.0, most / len(rows))
+    return share * estimate.tokens_of(text for row in rows for text in (row.prompt, row.response))
+
+
+def _compare_tokens(recipe: Recipe) -> float:
+    from sentei.recover.capabilities import ROWS
+
+    return estimate.SCORE * _pool_tokens(recipe, ROWS)
 
 
 def _of_select(recipe: Recipe) -> list[Any]:
@@ -164,4 +173,4 @@ TUNE = Stage(
     wanted=_is_wanted,
     publishes=("model",),
 )
-COMPARE = Stage(_compare, reads=lambda r: r.seed, after=("select", "tune"), wanted=_is_wanted)
+COMPARE = Stage(_compare, reads=lambda r: r.seed, after=("select", "tune"), wanted=_is_wanted, tokens=_compare_tokens)
