@@ -27,7 +27,8 @@ def recovery_parts() -> dict[str, tuple[str, str]]:
     parts = {
         "Recovery: which data": (
             f"`python benchmarks/recover.py quality`. {size}Adapter `lora`, 1 % of the block params, cross-entropy, where nothing else "
-            "is said. Differences are to the mean of the random arms, paired by row, with 95 % intervals.\n\n",
+            "is said. Differences are to the mean of the random arms, paired by row, with 95 % intervals. Seconds are of one thread on a machine "
+            "that had other work; what a step costs is below.\n\n",
             quality(found),
         ),
         "Recovery: poison": (
