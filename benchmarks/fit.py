@@ -40,9 +40,13 @@ TASKS: dict[str, dict[str, Any]] = {
     "science": {"data": "arc_easy.train.jsonl"},
     "openbook": {"data": "openbookqa.train.jsonl", "metric": "acc_norm"},
     "intent": {"data": "bitext_support.train.jsonl", "preset": "intent"},
-    "entailment": {"data": "rte.train.jsonl", "preset": "rte"},
+    "multihop": {
+        "data": "hotpotqa.train.jsonl.gz",
+        "preset": "hotpotqa",
+        "splits": {"calibrate": 100, "search": 70, "confirm": 60, "test": 70},
+    },
 }
-TUNE = {"intent": 20_000, "entailment": 40_000}  # tokens, where the plain model is at chance
+TUNE = {"intent": 20_000}  # tokens, where the plain model is at chance; on RTE it stays there, with 40,000 too
 GENETIC = 40
 MINUTES = 10.0
 
