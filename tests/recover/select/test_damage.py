@@ -107,6 +107,17 @@ def test_a_row_without_a_response_has_no_scores(dense: Any, pruned: Any, tmp_pat
     assert np.isnan(nothing.dense_nll).all()
 
 
+def test_rivals_are_also_read_without_their_prompts(dense: Any, pruned: Any, tmp_path: Path) -> None:
+    samples = random_samples([12, 9, 15, 7], seed=2)
+    whole = score(dense, pruned, samples, tmp_path / "all", alone=True, rivals=[3])
+    some = score(dense, pruned, samples, tmp_path / "some", rivals=[1, 3])
+    assert np.isnan(some.alone_nll).all() and np.isnan(some.rival_nll).tolist() == [True, False, True, False]
+    np.testing.assert_allclose(some.rival_nll[[1, 3]], whole.alone_nll[[1, 3]], rtol=1e-5)
+    np.testing.assert_allclose(whole.unlikely, whole.dense_nll - whole.alone_nll)
+    np.testing.assert_allclose(some.unlikely[[0, 2]], some.dense_nll[[0, 2]])
+    np.testing.assert_allclose(some.unlikely[[1, 3]], whole.unlikely[[1, 3]], rtol=1e-3, atol=1e-5)
+
+
 def test_the_teachers_tokens_are_the_models_likeliest(dense: Any, tmp_path: Path) -> None:
     from sentei.data.batches import pad
 

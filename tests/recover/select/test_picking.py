@@ -25,7 +25,7 @@ def pooled(
         np.array(tokens),
         np.array(clusters),
         kept,
-        Scores(values, values, values, values, np.ones_like(values)),
+        Scores(values, values, values, values, values, np.ones_like(values)),
         **more,
     )
 

@@ -23,7 +23,14 @@ def candidates(**changes: Any) -> Candidates:
         np.array([8, 64, 8, 1, 100, 9]),
         np.array([0, 0, 1, 1, 1, 2]),
         np.array([True] * 5 + [False]),
-        Scores(values, values + 1, values[::-1].copy(), values + np.float32(1.35), np.arange(1, 7, dtype=np.float32)),
+        Scores(
+            values,
+            values + 1,
+            values[::-1].copy(),
+            values + np.float32(1.35),
+            values,
+            np.arange(1, 7, dtype=np.float32),
+        ),
     )
     return replace(usual, **changes)
 
@@ -52,7 +59,7 @@ def test_auto_meets_more_damage_in_a_budget_of_tokens_than_a_mean_or_chance() ->
     jsd, tokens = chance.uniform(0.1, 0.6, n).astype(np.float32), chance.integers(20, 200, n)
     counts = np.maximum(1, tokens * chance.uniform(0.1, 0.9, n)).astype(np.float32)
     pool = read_pool([{"prompt": f"p{i}", "completion": "c"} for i in range(n)])
-    rows = Candidates(pool.rows, tokens, np.arange(n) % 4, np.ones(n, bool), Scores(jsd, jsd, jsd, jsd, counts))
+    rows = Candidates(pool.rows, tokens, np.arange(n) % 4, np.ones(n, bool), Scores(jsd, jsd, jsd, jsd, jsd, counts))
 
     def met(name: str) -> float:
         chosen = pick(rows, STRATEGIES[name], Amount(4000, "tokens")).rows

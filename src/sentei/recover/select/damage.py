@@ -7,7 +7,7 @@ was, and another selection or a distillation needs no model at all.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Scores:
         dense_nll: mean negative log-likelihood of the response under the dense model, nats per token, float32 [N].
         pruned_nll: the same under the pruned model.
         alone_nll: the same under the dense model, which does not get to see the prompt; NaN unless asked for.
+        rival_nll: as `alone_nll`, of the rows that share a question with another row; NaN for all others.
         counts: response tokens, which are what is trained on, float32 [N].
     """
 
@@ -50,12 +51,19 @@ class Scores:
     dense_nll: np.ndarray
     pruned_nll: np.ndarray
     alone_nll: np.ndarray
+    rival_nll: np.ndarray
     counts: np.ndarray
 
     @property
     def ifd(self) -> np.ndarray:
         """Instruction-following difficulty: perplexity of the response with the prompt by that without, float32 [N]."""
         return np.exp(self.dense_nll - self.alone_nll)
+
+    @property
+    def unlikely(self) -> np.ndarray:
+        """How unlikely a response is after its prompt, less how unlikely without where that is known, float32 [N]."""
+        alone = np.where(np.isnan(self.alone_nll), self.rival_nll, self.alone_nll)
+        return self.dense_nll - np.nan_to_num(alone)
 
 
 def score(
@@ -66,6 +74,7 @@ def score(
     *,
     top: int = TOP,
     alone: bool = False,
+    rivals: Collection[int] = (),
     tokens: int = 4096,
     progress: Progress | None = None,
 ) -> Scores:
@@ -78,6 +87,7 @@ def score(
         directory: where the shards go; it belongs to these models and samples.
         top: how many of the teacher's likeliest tokens are kept per position, for distillation; 0 keeps none.
         alone: let the dense model also read each response without its prompt, for `Scores.ifd`.
+        rivals: samples of which it reads the response without its prompt in any case, for `Scores.unlikely`.
         tokens: tokens per batch, padding included.
         progress: told about each batch, in tokens.
     """
@@ -85,7 +95,7 @@ def score(
     wanted = [row for row, sample in enumerate(samples) if sample.response[1:].any()]
     lengths = [len(samples[row].ids) for row in wanted]
     batches = [[wanted[i] for i in batch] for batch in by_length(lengths, tokens)]
-    progress = progress or Progress()
+    progress, chosen = progress or Progress(), frozenset(rivals)
     models = [model for model in (dense, pruned) if model is not None]
     with contextlib.ExitStack() as stack:
         for model in models:
@@ -99,7 +109,7 @@ def score(
                 for rows in shard:
                     part = _score_batch(dense, pruned, pad(samples, rows), top)
                     _check(part, pruned is not None)
-                    parts.append(part | {"alone_nll": _alone(dense, samples, rows, alone)})
+                    parts.append(part | _unprompted(dense, samples, rows, alone, chosen))
                     bar.advance(sum(len(samples[row].ids) for row in rows))
                 with atomic_file(path) as scratch:
                     save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, scratch)
@@ -113,8 +123,9 @@ def read_scores(directory: Path, rows: int) -> Scores:
     found = {field.name: np.full(rows, np.nan, np.float32) for field in fields(Scores)}
     for _, shard in open_shards(directory):
         where = shard.get_tensor("rows")
-        for name, values in found.items():
-            values[where] = shard.get_tensor(name)
+        known = set(shard.keys())  # selections made before a score was thought of do without it
+        for name in known & set(found):
+            found[name][where] = shard.get_tensor(name)
     return Scores(**found)
 
 
@@ -224,10 +235,21 @@ def _states(model: Any, batch: Batch) -> Tensor:
     return final_hidden(model, batch.ids.to(device))[0].to(batch.ids.device)[batch.sources]
 
 
-def _alone(dense: Any, samples: Sequence[Sample], rows: Sequence[int], wanted: bool) -> np.ndarray:
+def _unprompted(
+    dense: Any, samples: Sequence[Sample], rows: Sequence[int], alone: bool, rivals: frozenset[int]
+) -> dict[str, np.ndarray]:
+    """What the dense model thinks of responses without their prompts, where that is wanted; else NaN."""
+    wanted = np.array([alone or row in rivals for row in rows])
+    values = np.full(len(rows), np.nan, np.float32)
+    if wanted.any():
+        values[wanted] = _alone(dense, samples, [row for row, asked in zip(rows, wanted, strict=True) if asked])
+    rival = np.array([row in rivals for row in rows])
+    nothing = np.float32(np.nan)
+    return {"alone_nll": values if alone else values * nothing, "rival_nll": np.where(rival, values, nothing)}
+
+
+def _alone(dense: Any, samples: Sequence[Sample], rows: Sequence[int]) -> np.ndarray:
     """Mean negative log-likelihood of each response after nothing but the first token of its row, float32 [B]."""
-    if not wanted:
-        return np.full(len(rows), np.nan, np.float32)
     bare = []
     for row in rows:
         asked = samples[row].response

@@ -19,6 +19,7 @@ from sentei.progress import Progress
 from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, Scores, score
 from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
+from sentei.recover.select.filters.contradiction import rivals
 from sentei.recover.select.names import keywords
 from sentei.recover.select.pair import doubts, same_tokens
 from sentei.recover.select.picking import Amount, pick
@@ -114,9 +115,10 @@ def select(
             work,
             top=top,
             alone=alone,
+            rivals=[row for group in rivals(pool.rows) for row in group],
             progress=progress,
         )
-        evidence = Evidence(embeddings=vectors, nll=scores.dense_nll, target=goal)
+        evidence = Evidence(embeddings=vectors, nll=scores.unlikely, target=goal)
         scored = Scored(
             pool,
             scores,
@@ -180,7 +182,7 @@ def reselect(
         usual, names = {"seed": before["seed"]}, _filters(find_strategy(strategy), filters, scored.target is not None)
     choice = {**usual, **choice} | ({} if seed is None else {"seed": seed})
     if names is not None and [*names] != scored.about["filters"]:
-        evidence = Evidence(nll=scored.scores.dense_nll)
+        evidence = Evidence(nll=scored.scores.unlikely)
         rejections = _rejections(scored.pool.rows, scored.scores, evidence, names)
         scored = replace(scored, rejections=rejections, about={**scored.about, "filters": [*names]})
     return _write(scored, out, budget, strategy, choice.pop("seed"), overwrite, choice)

@@ -18,7 +18,8 @@ class Evidence:
 
     Attributes:
         embeddings: of the prompts, float32 [N, d], unit rows.
-        nll: mean negative log-likelihood of each response under the dense model, nats per token, float32 [N].
+        nll: how unlikely the dense model finds each response after its prompt, nats per token, float32 [N]; best less
+            what it finds without the prompt, or a fluent answer to another question beats a short right one.
         language: the wanted one (ISO 639-1); None: the one that most rows are in.
         target: embeddings of texts that ask for the wanted capability, float32 [M, d], unit rows.
     """

@@ -45,21 +45,25 @@ def _best(group: Sequence[int], rows: Sequence[PoolRow], evidence: Evidence) -> 
     return group[int(np.argmax(agreement))], "whose answer agrees most with the others"
 
 
-def _find(rows: Sequence[PoolRow], evidence: Evidence) -> dict[int, str]:
+def rivals(rows: Sequence[PoolRow]) -> list[list[int]]:
+    """Rows that answer the same question, group by group; those that nobody else answers are left out."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         if question := _question(row):
             groups[question].append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _find(rows: Sequence[PoolRow], evidence: Evidence) -> dict[int, str]:
     found = {}
-    for group in groups.values():
-        if len(group) > 1:
-            best, why = _best(group, rows, evidence)
-            kept = grams(normalise(rows[best].response))
-            for i in group:
-                if i != best:
-                    similarity = jaccard(kept, grams(normalise(rows[i].response)))
-                    how = "alike" if similarity == 1 else f"differently (similarity {similarity:.2f})"
-                    found[i] = f"answers the question of row {rows[best].id}, {why}, {how}"
+    for group in rivals(rows):
+        best, why = _best(group, rows, evidence)
+        kept = grams(normalise(rows[best].response))
+        for i in group:
+            if i != best:
+                similarity = jaccard(kept, grams(normalise(rows[i].response)))
+                how = "alike" if similarity == 1 else f"differently (similarity {similarity:.2f})"
+                found[i] = f"answers the question of row {rows[best].id}, {why}, {how}"
     return found
 
 
