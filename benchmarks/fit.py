@@ -171,6 +171,7 @@ def cost() -> None:
         for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
             library.switch(setup.menus.entries(space.at(share)))
         built = time.monotonic() - started
+        library.restore()  # one library at a time on a model
         library = Library(setup.loaded.model, setup.profile, setup.menus, rows)
         rng, ratios = np.random.default_rng(0), []
         for share in (0.1, 0.2, 0.3, 0.4):
