@@ -10,7 +10,7 @@ from result_rows import rows, table
 def fit_parts() -> dict[str, tuple[str, str]]:
     """Title: (words, body), of what has run."""
     fits, ships = rows("fit"), rows("ship")
-    return {
+    parts = {
         "Low-rank projections of one matrix": (
             "`python benchmarks/projection.py`. Relative output error ‖(W − M) X‖ / ‖W X‖ at half the break-even rank (held-out tokens in "
             "brackets), 16,384 tokens of demo text; seconds of one CPU thread for one matrix. The closed form's seconds are for all ranks at once.\n\n",
@@ -50,6 +50,7 @@ def fit_parts() -> dict[str, tuple[str, str]]:
             parity(ships),
         ),
     }
+    return {title: part for title, part in parts.items() if part[1]}
 
 
 def candidate(found: list[dict[str, Any]]) -> str:
