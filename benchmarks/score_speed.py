@@ -3,7 +3,7 @@
     python benchmarks/score_speed.py
 
 Plain: `model(ids).logits` of both models, which does nothing with the logits. Scoring makes damage, both likelihoods and the
-teacher's 16 likeliest tokens at response positions, and writes them. 300 rows of alpaca, batches of like length; the pruned
+teacher's 16 likeliest tokens at response positions, and writes them. 100 rows of alpaca, batches of like length; the pruned
 model stands in as a second copy of the dense one, which costs the most that a pruned model can.
 """
 
@@ -23,7 +23,7 @@ from sentei.data.chat import encode
 from sentei.data.pools import read_pool
 from sentei.recover.select.damage import score
 
-ROWS, ROUNDS, TOKENS = 300, 5, 4096
+ROWS, ROUNDS, TOKENS = 100, 3, 4096
 
 
 def main() -> None:
