@@ -82,7 +82,10 @@ def speed() -> None:
     for dtype in ("F16", "Q8_0"):
 
         def work(dtype: str = dtype) -> dict[str, Any]:
-            return bench([exported(s, "gguf", dtype) for s in (0.0, *SPARSITIES)], prompt=512, new=64, rounds=7)
+            found = bench([exported(s, "gguf", dtype) for s in (0.0, *SPARSITIES)], prompt=512, new=64, rounds=7)
+            for run in found["runs"]:
+                run["export"] = Path(run["export"]).name  # no path of this machine
+            return found
 
         rows.run(work, table="speed", dtype=dtype)
 

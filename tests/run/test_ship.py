@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import sentei
+from run.stories import write_recipe
 from sentei.errors import InputError
 from sentei.files import read_json
 from sentei.recipe import Recipe
@@ -19,18 +19,7 @@ SIZES = ["budget.target_engine=gguf", "budget.ffn_multiple=4"]
 
 @pytest.fixture(scope="module")
 def recipe(stories_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
-    text = str(data_dir / "lm" / "wikitext2_tok.valid.jsonl")
-    recipe: dict[str, Any] = {
-        "model": str(stories_dir),
-        "data": str(data_dir / "lm" / "c4_demo.jsonl"),
-        "budget": {"sparsity": 0.2},
-        "dtype": "float32",
-        "measure": {"tokens": 2048, "window": 128, "gradient_tokens": 512},
-        "prove": {"texts": [text], "tasks": [], "window": 128, "windows": 2, "speed": False},
-    }
-    path.write_text(json.dumps(recipe))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe"), stories_dir, data_dir, 2048, 512, windows=2, tasks=[])
 
 
 def run(recipe: Path, out: Path, *changes: str) -> dict[str, Any]:

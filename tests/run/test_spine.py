@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import sentei
+from run.stories import write_recipe
 from sentei.files import read_json
 from sentei.recipe import Recipe
 
@@ -26,22 +26,7 @@ def recipe(stories_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("recipe")
     rows = (data_dir / "eval" / "piqa.val.jsonl").read_text().splitlines()[:12]
     (folder / "piqa.jsonl").write_text("\n".join(rows))
-    recipe: dict[str, Any] = {
-        "model": str(stories_dir),
-        "data": str(data_dir / "lm" / "c4_demo.jsonl"),
-        "budget": {"sparsity": 0.2},
-        "dtype": "float32",
-        "measure": {"tokens": 4096, "window": 128, "gradient_tokens": 1024},
-        "prove": {
-            "texts": [str(data_dir / "lm" / "wikitext2_tok.valid.jsonl")],
-            "tasks": ["piqa.jsonl"],
-            "window": 128,
-            "windows": 4,
-            "speed": False,
-        },
-    }
-    (folder / "recipe.yaml").write_text(json.dumps(recipe))  # JSON is YAML
-    return folder / "recipe.yaml"
+    return write_recipe(folder, stories_dir, data_dir, 4096, 1024, windows=4, tasks=["piqa.jsonl"])
 
 
 @pytest.fixture(scope="module")

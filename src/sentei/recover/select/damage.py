@@ -239,13 +239,13 @@ def _unprompted(
     dense: Any, samples: Sequence[Sample], rows: Sequence[int], alone: bool, rivals: frozenset[int]
 ) -> dict[str, np.ndarray]:
     """What the dense model thinks of responses without their prompts, where that is wanted; else NaN."""
-    wanted = np.array([alone or row in rivals for row in rows])
+    rival = np.array([row in rivals for row in rows])
+    wanted = rival | alone
     values = np.full(len(rows), np.nan, np.float32)
     if wanted.any():
-        values[wanted] = _alone(dense, samples, [row for row, asked in zip(rows, wanted, strict=True) if asked])
-    rival = np.array([row in rivals for row in rows])
-    nothing = np.float32(np.nan)
-    return {"alone_nll": values if alone else values * nothing, "rival_nll": np.where(rival, values, nothing)}
+        values[wanted] = _alone(dense, samples, np.array(rows)[wanted].tolist())
+    nothing = np.full_like(values, np.nan)
+    return {"alone_nll": values if alone else nothing, "rival_nll": np.where(rival, values, nothing)}
 
 
 def _alone(dense: Any, samples: Sequence[Sample], rows: Sequence[int]) -> np.ndarray:
