@@ -46,7 +46,7 @@ def _speed(context: Context, route: str, file: str, dtype: str) -> dict[str, Any
     path, dense = context.out / "exports" / file, context.work / f"dense-{file}"
     facts = export(context.dense(), route, dense, dtype=dtype, check=False, overwrite=True)
     found = bench([dense, path], prompt=PROMPT, new=NEW, progress=context.progress)
-    runs = [run for run in found["runs"] if run["export"] == str(path)]
+    runs = [run | {"export": f"exports/{file}"} for run in found["runs"] if run["export"] == str(path)]
     return {"protocol": found["protocol"], "dense_bytes": facts["bytes"], "runs": runs}
 
 
