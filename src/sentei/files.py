@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,70 @@ from pathlib import Path
 from typing import Any
 
 from sentei.errors import InputError
+
+DEPTH = 100  # lists and objects inside each other that are still data
+_HALF = re.compile(r"[\ud800-\udfff]")
+_MAY_BE_HALF = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]")
+
+
+class JSONError(ValueError):
+    """What is wrong with a JSON text.
+
+    Attributes:
+        line, column: where, from 1; 0 where it is the value and not the text that is wrong.
+    """
+
+    def __init__(self, why: str, line: int = 0, column: int = 0) -> None:
+        super().__init__(why)
+        self.line, self.column = line, column
+
+
+def loads(text: str) -> Any:
+    """A JSON value that everything downstream can use: can be written again, hashed and tokenised.
+
+    Every file and stream from outside is read with it, so that what Python's reader lets through or ends in errors of
+    other kinds is one error here.
+
+    Raises:
+        JSONError: not JSON; a number of thousands of digits; more than `DEPTH` lists and objects inside each other;
+            half a surrogate pair in a string, which no UTF-8 file can hold.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise JSONError(error.msg, error.lineno, error.colno) from error
+    except RecursionError:
+        raise JSONError(_too_deep()) from None
+    except ValueError as error:  # the limit of `sys.get_int_max_str_digits`
+        raise JSONError("a number has thousands of digits, expected one that fits in 64 bits or a string") from error
+    if text.count("[") + text.count("{") > DEPTH or _MAY_BE_HALF.search(text):
+        check_value(value)
+    return value
+
+
+def check_value(value: Any) -> None:
+    """Refuses what `loads` refuses in a value of strings, numbers, lists and dicts that comes from elsewhere.
+
+    Raises:
+        JSONError: nested too deeply, or half a surrogate pair in a string.
+    """
+    left = [(value, 1)]
+    while left:
+        item, depth = left.pop()
+        if isinstance(item, str):
+            if half := _HALF.search(item):
+                raise JSONError(
+                    f"half a surrogate pair ({ascii(half[0])[1:-1]}) stands in a string; write the whole character"
+                )
+        elif isinstance(item, dict | list | tuple):
+            if depth > DEPTH:
+                raise JSONError(_too_deep())
+            inside = [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            left += [(inner, depth + 1) for inner in inside]
+
+
+def _too_deep() -> str:
+    return f"lists and objects are nested too deeply, expected at most {DEPTH} levels"
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> Path:
@@ -120,13 +185,14 @@ def read_json(path: Path) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"{path} is not a UTF-8 JSON file: {error}") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}:{error.colno} is not JSON: {error.msg}") from error
+    except JSONError as error:
+        place = f"{path}:{error.line}:{error.column} is not JSON" if error.line else f"{path} cannot be used"
+        raise InputError(f"{place}: {error}") from error
 
 
 def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sentei.errors import InputError
+from sentei.files import JSONError, loads
+
+Bad = Callable[[str, str], None]  # (place, what is wrong with the row there, as the rest of a sentence)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -39,30 +41,52 @@ def decode(data: bytes, path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}:{line} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; convert it to UTF-8"
-        ) from error
+        raise InputError(f"{path}:{line} {_not_utf8(error, 0)}") from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of each line of a .jsonl or .jsonl.gz file; blank lines are skipped.
+def refuse(place: str, why: str) -> None:
+    """What becomes of a bad row where nobody says otherwise.
 
     Raises:
-        InputError: see `read_bytes` and `decode`; a line that is no JSON object, with file and line.
+        InputError: always.
     """
+    raise InputError(f"{place} {why}")
+
+
+def read_jsonl(path: Path, bad: Bad = refuse) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of each line of a .jsonl or .jsonl.gz file; blank lines are skipped.
+
+    Args:
+        path: of the file. A byte order mark at the start of any line is dropped: files are joined with `cat`.
+        bad: told the place and what is wrong of each line that is no UTF-8, no JSON or no object.
+
+    Raises:
+        InputError: see `read_bytes`; what `bad` raises, by default for the first bad line.
+    """
+    offset = 0
     # Split at "\n" only: str.splitlines also splits at U+2028, which JSON strings may hold.
-    for number, line in enumerate(decode(read_bytes(path), path).split("\n"), start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+        start, offset = offset, offset + len(line) + 1
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}:{number} is not JSON: {error.msg} at column {error.colno}; mend that line"
-            ) from error
+            row = loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            bad(f"{path}:{number}", _not_utf8(error, start))
+            continue
+        except JSONError as error:
+            column = f" at column {error.column}" if error.column else ""
+            bad(f"{path}:{number}", f"is not JSON: {error}{column}; mend that line")
+            continue
         if not isinstance(row, dict):
-            raise InputError(f'{path}:{number} is {type(row).__name__}, expected an object such as {{"text": "…"}}')
+            bad(f"{path}:{number}", f'is {type(row).__name__}, expected an object such as {{"text": "…"}}')
+            continue
         yield number, row
+
+
+def _not_utf8(error: UnicodeDecodeError, offset: int) -> str:
+    """What is wrong with bytes, `offset` of which came before those that were decoded."""
+    return f"is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset + error.start}; convert it to UTF-8"
 
 
 def stem(path: str | Path) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sentei.data.rows import decode, read_bytes, read_jsonl
+from sentei.data.rows import Bad, decode, read_bytes, read_jsonl, refuse
 from sentei.errors import InputError, one_line
+from sentei.files import JSONError, loads
 
 ROW_FILES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -37,18 +37,22 @@ def find_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def file_rows(path: Path) -> Placed:
+def file_rows(path: Path, bad: Bad = refuse) -> Placed:
     """Place and object of each row: `file:line` for JSONL, `file: row n` (from 0) for parquet and .json arrays.
 
+    Args:
+        path: of the file.
+        bad: told of each row that cannot be read, with its place.
+
     Raises:
-        InputError: broken, or not UTF-8 (line and byte offset).
+        InputError: a broken file; what `bad` raises, by default for the first bad row.
     """
     if path.suffix == ".parquet":
         yield from _parquet(path)
     elif path.suffix == ".json":
-        yield from _array(path)
+        yield from _array(path, bad)
     else:
-        for number, row in read_jsonl(path):
+        for number, row in read_jsonl(path, bad):
             yield f"{path}:{number}", row
 
 
@@ -64,19 +68,24 @@ def _parquet(path: Path) -> Placed:
         yield f"{path}: row {number}", row
 
 
-def _array(path: Path) -> Placed:
+def _array(path: Path, bad: Bad) -> Placed:
     try:
-        rows = json.loads(decode(read_bytes(path), path))
-    except json.JSONDecodeError as error:
+        rows = loads(decode(read_bytes(path), path))
+    except JSONError as error:
+        if not error.line:
+            raise InputError(
+                f"{path} cannot be used: {error}; as .jsonl, one object per line, it can be without"
+            ) from None
         raise InputError(
-            f"{path}:{error.lineno} is not JSON: {error.msg} at column {error.colno}; "
+            f"{path}:{error.line} is not JSON: {error} at column {error.column}; "
             "a file with one object per line must be named .jsonl"
         ) from error
     if not isinstance(rows, list):
         raise InputError(f"{path} is {type(rows).__name__}, expected an array of objects; or name it .jsonl")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise InputError(f"{path}: row {number} is {type(row).__name__}, expected an object")
+            bad(f"{path}: row {number}", f"is {type(row).__name__}, expected an object")
+            continue
         yield f"{path}: row {number}", row
 
 
