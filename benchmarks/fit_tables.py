@@ -6,6 +6,10 @@ from typing import Any
 
 from result_rows import rows, table
 
+from sentei.prove.proportions import wilson
+
+TRANSFER_ROWS = 200  # of each set, as benchmarks/fit.py reads them
+
 
 def fit_parts() -> dict[str, tuple[str, str]]:
     """Title: (words, body), of what has run."""
@@ -34,7 +38,7 @@ def fit_parts() -> dict[str, tuple[str, str]]:
         ),
         "Transfer of a fitted model": (
             "`python benchmarks/fit.py transfer`. The model that was fitted to ARC easy (training rows), on its own test set, on sets of the same "
-            "domain (ARC challenge, OpenBookQA) and on others; acc, 200 rows each, 95 % intervals.\n\n",
+            f"domain (ARC challenge, OpenBookQA) and on others; acc, {TRANSFER_ROWS} rows each, 95 % intervals (Wilson).\n\n",
             transfer(fits),
         ),
         "Exports: quality and size": (
@@ -51,6 +55,12 @@ def fit_parts() -> dict[str, tuple[str, str]]:
         ),
     }
     return {title: part for title, part in parts.items() if part[1]}
+
+
+def accuracy(share: float) -> str:
+    """With its interval."""
+    low, high = wilson(round(share * TRANSFER_ROWS), TRANSFER_ROWS)
+    return f"{share:.1%} [{low:.0%}, {high:.0%}]"
 
 
 def candidate(found: list[dict[str, Any]]) -> str:
@@ -135,7 +145,7 @@ def transfer(found: list[dict[str, Any]]) -> str:
     body = [
         [
             r["key"]["model"],
-            *(f"{r[n]['acc']:.1%} [{r[n]['interval'][0]:.0%}, {r[n]['interval'][1]:.0%}]" for n in names),
+            *(accuracy(r[n]["acc"]) for n in names),
         ]
         for r in own
     ]

@@ -12,6 +12,8 @@ from fit_tables import fit_parts
 from recovery_tables import recovery_parts
 from result_rows import rows, table
 
+from sentei.prove.proportions import wilson
+
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PEERS = {  # measured on this model with the protocol of the in-domain table, dense 25.64; (perplexity, ratio) per sparsity
     "FLAP, FFN only + bias (3bb57db)": {0.2: (38.1, 1.49), 0.3: (67.0, 2.61)},
@@ -110,7 +112,7 @@ def zero_shot(found: list[dict[str, Any]]) -> str:
     limit = max(t["n"] for t in own[0]["tasks"].values())
 
     def cell(task: dict[str, Any]) -> str:
-        low, high = task["interval"]
+        low, high = wilson(round(task["acc"] * task["n"]), task["n"])
         return f"{task['acc']:.1%} [{low:.0%}, {high:.0%}]"
 
     body = [
@@ -122,7 +124,7 @@ def zero_shot(found: list[dict[str, Any]]) -> str:
         for r in own
     ]
     head = ["model", *names, "mean"]
-    return f"acc with 95 % bootstrap intervals, the first {limit} rows of each set.\n\n" + table(head, body)
+    return f"acc with 95 % intervals (Wilson), the first {limit} rows of each set.\n\n" + table(head, body)
 
 
 def cost(found: list[dict[str, Any]]) -> str:

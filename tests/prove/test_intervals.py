@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from sentei.prove import intervals
-from sentei.prove.intervals import bootstrap, paired_bootstrap, ratio_bootstrap
+from sentei.prove.intervals import (
+    bootstrap,
+    difference_interval,
+    mean_interval,
+    mean_of,
+    paired_bootstrap,
+    ratio_bootstrap,
+    ratio_interval,
+)
 
 
 def test_it_agrees_with_the_normal_approximation_and_is_seeded() -> None:
@@ -57,3 +65,22 @@ def test_a_ratio_that_is_none() -> None:
     assert np.isnan(ratio_bootstrap([1.0, float("nan")], [1.0, 1.0])).all()
     with pytest.raises(ValueError, match="equally many"):
         ratio_bootstrap([1.0], [1.0, 2.0])
+
+
+def test_right_and_wrong_get_intervals_of_proportions_and_all_else_a_bootstrap() -> None:
+    assert mean_interval([0.0] * 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert difference_interval([1.0] * 10, [1.0] * 10) == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+    low, high = ratio_interval([1.0] * 10, [1.0] * 10)
+    assert low < 0.85 and high > 1.15
+    assert mean_interval([0.5, 1.0, 0.0]) == bootstrap([0.5, 1.0, 0.0])
+    assert difference_interval([0.5, 1.0], [0.0, 1.0]) == paired_bootstrap([0.5, 1.0], [0.0, 1.0])
+    assert ratio_interval([0.5, 1.0], [0.7, 1.0]) == ratio_bootstrap([0.5, 1.0], [0.7, 1.0])
+    assert np.isnan(mean_interval([1.0, float("nan")])).all()
+    with pytest.raises(ValueError, match="equally many"):
+        difference_interval([1.0], [1.0, 0.0])
+
+
+def test_the_mean_of_estimates() -> None:
+    assert mean_of([0.5, 0.7], [(0.4, 0.6), (0.6, 0.8)]) == pytest.approx((0.6 - 0.0707, 0.6 + 0.0707), abs=1e-4)
+    assert mean_of([0.0], [(0.0, 0.3)]) == (0.0, 0.3), "the ends need not be alike"
+    assert mean_of([0.5, 0.7], [(0.4, 0.6), None]) is None and mean_of([], []) is None

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from prove.quiz import choices, partial
+from prove.quiz import choices, partial, say
 from sentei.data.tasks import TaskSet
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
 from sentei.prove import branches, harness
-from sentei.prove.tasks import score_tasks
+from sentei.prove.tasks import Scored, score_tasks
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model
 
 
@@ -127,6 +127,24 @@ def test_limit_and_shots(stories: Any) -> None:
     assert lm_rows and all(request[0][0].count("\n\n") == 2 for request in lm_rows)
 
 
+def test_the_same_answers_everywhere_show_their_majority(stories: Any) -> None:
+    """Whatever the order of the choices is; with choices of their own, rows have no majority."""
+    rng = random.Random(0)
+    rows = []
+    for number in range(20):
+        options = ["yes", "no"] if number % 2 else ["no", "yes"]
+        right = "yes" if number < 13 else "no"
+        rows.append({"context": say(rng, 3, 12), "choices": options, "label": options.index(right)})
+    found = score_tasks(stories.model, stories.tokenizer, [TaskSet("boolq", rows), choices(20), partial(8)])
+    result = found["boolq"]
+    assert result.answers is not None and result.answers.majority() == ("yes", 0.65)
+    said = [max(row["choices"], key=lambda choice: log_p(stories, row["context"], choice)) for row in rows]
+    assert result.answers.said == said and result.answers_json()["said"]["yes"] == said.count("yes") / 20
+    assert result.acc == sum(a == b for a, b in zip(result.answers.right, said, strict=True)) / 20
+    assert found["choices"].answers is None and found["partial"].answers is None
+    assert found["choices"].answers_json() == {}
+
+
 def test_names(stories: Any) -> None:
     with pytest.raises(InputError, match="two tasks are called 'choices'"):
         score_tasks(stories.model, stories.tokenizer, [choices(2), choices(2)])
@@ -139,9 +157,9 @@ def test_names(stories: Any) -> None:
 
 def test_rows_of_a_group_are_pooled_and_tasks_without_accuracy_are_refused() -> None:
     row = {"filter": "none", "metrics": ["acc"], "acc": 1.0}
-    assert harness._pool("g", [[row], [{**row, "acc": 0.0}]]) == ([1.0, 0.0], None, "acc")
+    assert harness._pool("g", [[row], [{**row, "acc": 0.0}]]) == Scored([1.0, 0.0], None, "acc")
     strict = {"filter": "strict", "metrics": ["exact_match"], "exact_match": 1.0}
-    assert harness._pool("g", [[strict, {**strict, "filter": "loose"}]]) == ([1.0], None, "exact_match")
+    assert harness._pool("g", [[strict, {**strict, "filter": "loose"}]]) == Scored([1.0], None, "exact_match")
     with pytest.raises(InputError, match="no accuracy per row"):
         harness._pool("w", [[{"filter": "none", "metrics": ["word_perplexity"], "word_perplexity": (1.0, 2)}]])
 
@@ -186,7 +204,7 @@ def test_tasks_and_groups_of_the_harness_run_by_name(
     found = score_tasks(stories.model, stories.tokenizer, ["both", "say", task], limit=6)
     expected = naive(stories, task)[0][:6]
     assert found["choices"].correct == expected and found["both"].correct == expected * 2
-    assert (found["say"].metric, found["say"].n) == ("exact_match", 6)
+    assert (found["say"].metric, found["say"].n) == ("exact_match", 6) and found["say"].answers is None
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(InputError, match="the data of task 'quiz_a' cannot be loaded"):
         score_tasks(stories.model, stories.tokenizer, ["quiz_a"])

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from report import example
 from sentei.report.build import build
-from sentei.report.figures import Change, Figure, average, collect, scaled
+from sentei.report.figures import Change, Figure, collect, mean_accuracy, scaled
 from sentei.report.html import render, summary
 from sentei.report.table import figures_table, report_table
 
@@ -97,7 +97,10 @@ def test_recovery_adds_a_column_everywhere() -> None:
     assert "<th>dense</th><th>pruned</th><th>recovered</th>" in html and "<th>recovered : pruned</th>" in html
     assert parser.links == ["selection.html"] and not re.search(r"@import|url\(|https?://", html)
     text = summary(report)
-    assert "20.00 → 25.00 → 22.22 (×1.11) on demo" in text and "63.0 % → 50.4 % → 56.7 % (−6.3 points)" in text
+    assert (
+        "20.00 → 25.00 → 22.22 (×1.11) on demo" in text
+        and "63.0 % → 50.4 % → 56.7 % (−6.0 points, 95 % interval −8.3 … −3.7)" in text
+    )
     assert "29 % [21 % … 36 %] of the distance to the dense model came back." in text
     worse = example.recovery()
     worse["overall"] |= {"came_back": -0.15, "interval": [-0.17, -0.13]}
@@ -200,7 +203,7 @@ def test_the_summary_is_for_people_in_a_hurry() -> None:
     text = summary(made())
     assert "lost 20.0 % of its block params (106 M → 84.8 M)" in text
     assert "20.00 → 25.00 (×1.25) on demo" in text
-    assert "63.0 % → 50.4 % (−12.6 points)" in text
+    assert "63.0 % → 50.4 % (−12.6 points, 95 % interval −17.0 … −5.4)" in text
 
 
 def test_tables_for_the_terminal() -> None:
@@ -219,7 +222,8 @@ def test_one_model_alone_and_three_together() -> None:
     assert all(len(f.values) == 1 and f.change is None for f in one)
     three: dict[str, Any] = {"models": [example.evaluated(n, s) for n, s in (("a", 1.0), ("b", 0.8), ("c", 0.5))]}
     assert figures_table(collect(three), ["a", "b", "c"]).row_count == figures_table(one, ["a"]).row_count
-    assert average(collect(three)) == pytest.approx([0.63, 0.504, 0.315])
+    mean = mean_accuracy(collect(three))
+    assert mean is not None and mean.values == pytest.approx([0.63, 0.504, 0.315])
 
 
 @pytest.mark.parametrize(
@@ -233,3 +237,27 @@ def test_scaled(value: float, words: str) -> None:
 def test_changes_in_words() -> None:
     assert str(Change(1.2345, None, "ratio")) == "×1.23" and str(Change(-0.031, None, "points")) == "−3.1"
     assert Change(0.0, None, "points").between == ""
+
+
+def test_the_same_answers_everywhere_are_explained() -> None:
+    """Beside the accuracy of a yes-or-no task: what always saying the majority scores, and who says it how often."""
+    found = example.evidence()
+    for model, yes in zip(found["models"], (0.55, 0.93), strict=True):
+        model["tasks"]["piqa"] |= {
+            "majority": {"answer": "yes", "share": 0.62},
+            "said": {"no": 1 - yes, "yes": yes},
+        }
+    figures = collect(found)
+    note = "always 'yes' scores 62.0 %; said in 55 % → 93 %"
+    assert {f.name: f.note for f in figures if f.note} == {"piqa": note}
+    assert Figure.from_json(next(f for f in figures if f.note).to_json()).note == note
+    assert note in render({**made(), "figures": [f.to_json() for f in figures]}).replace("&#x27;", "'")
+
+
+def test_the_mean_over_tasks_has_an_interval() -> None:
+    mean = mean_accuracy(collect(example.evidence()))
+    assert mean is not None and mean.change is not None and mean.change.interval is not None
+    count = len(example.evidence()["models"][0]["tasks"])
+    low, high = mean.intervals[0] or (0, 0)
+    assert (high - low) / 2 == pytest.approx(0.1 / count**0.5), "tasks are independent"
+    assert mean_accuracy([]) is None

@@ -139,3 +139,16 @@ def test_rows_are_taken_with_their_weights() -> None:
     part = take(whole, 1, 3)
     assert (part.score.tolist(), part.loss.tolist(), part.weight.tolist()) == ([0, 1], [3, 2], [2, 3])
     assert loss(whole) == pytest.approx(2.0)
+
+
+def test_few_rows_that_agree_do_not_settle_it() -> None:
+    """Ten of ten right before and after: the change may well be more than the tolerance."""
+    goal = Goal(outcome([1] * 10), 0.05, ACCURACY)
+    same = outcome([1] * 10)
+    low, high = goal.interval(same)
+    assert goal.met(same) and not goal.met_strictly(same) and low < -0.1 and high > 0.1
+    needed = goal.rows_needed(same)
+    assert needed is not None and 30 < needed < 200
+    assert Goal(outcome([1] * needed), 0.05, ACCURACY).met_strictly(outcome([1] * needed))
+    fewer = needed - 1
+    assert not Goal(outcome([1] * fewer), 0.05, ACCURACY).met_strictly(outcome([1] * fewer))

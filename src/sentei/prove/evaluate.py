@@ -17,7 +17,7 @@ from sentei.data.rows import stem
 from sentei.data.tasks import TaskSet, read_task
 from sentei.data.text import read_texts, token_windows
 from sentei.errors import InputError
-from sentei.prove.intervals import Interval, paired_bootstrap
+from sentei.prove.intervals import Interval, difference_interval
 from sentei.prove.memory import memory
 from sentei.prove.perplexity import Perplexity, perplexity
 from sentei.prove.speed import speed
@@ -48,7 +48,7 @@ class Evidence:
             "block_params": self.block_params,
             "perplexity": {name: _perplexity_json(result) for name, result in self.perplexity.items()},
             "tasks": {
-                name: {"acc": r.acc, "acc_norm": r.acc_norm, "n": r.n, "interval": list(r.interval)}
+                name: {"acc": r.acc, "acc_norm": r.acc_norm, "n": r.n, "interval": list(r.interval)} | r.answers_json()
                 for name, r in self.tasks.items()
             },
             "speed": self.speed,
@@ -91,14 +91,17 @@ def evaluate(
 
     Returns:
         One model: `{"schema_version", "model", "params", "block_params", "perplexity": {name: {"value", "tokens",
-        "window", "interval"}}, "tasks": {name: {"acc", "acc_norm", "n", "interval"}}, "speed", "memory"}`.
+        "window", "interval"}}, "tasks": {name: {"acc", "acc_norm", "n", "interval"}}, "speed", "memory"}`. A task whose
+        rows all have the same answers to choose from (yes or no) has also `"majority": {"answer", "share"}`, which is
+        the accuracy of always saying it, and `"said": {answer: share}`, what the model chose.
         A list: `{"schema_version", "models": [such objects], "comparisons"}`; each comparison sets a later model
         against the first: `{"model", "reference", "perplexity": {name: {"ratio", "interval"}}, "tasks": {name:
         {"difference", "interval", "difference_norm", "interval_norm"}}, "speed": {"prefill", "decode": {"ratio",
         "interval"}}}`. From three models on there are also `steps`: each model from the third on against the one before
         it, in the same form, without speed.
-        Intervals are 95 % bootstrap intervals over windows and rows (paired in comparisons); those of speed hold the
-        middle half of the rounds. A list with one model gives one object, as on the command line.
+        Intervals are of 95 %: of texts by a bootstrap over windows; of accuracies Wilson's, their differences
+        Newcombe's (paired); those of speed hold the middle half of the rounds. A list with one model gives one object,
+        as on the command line.
 
     Raises:
         InputError: data, names or models that cannot be used, before the first model is loaded where possible.
@@ -165,11 +168,11 @@ def compare(reference: Evidence, other: Evidence) -> dict[str, Any]:
         base = reference.tasks[name]
         cell: dict[str, Any] = {
             "difference": score.acc - base.acc,
-            "interval": _bounds(paired_bootstrap(score.correct, base.correct)),
+            "interval": _bounds(difference_interval(score.correct, base.correct)),
         }
         if score.correct_norm is not None and base.correct_norm is not None:
             cell["difference_norm"] = (score.acc_norm or 0.0) - (base.acc_norm or 0.0)
-            cell["interval_norm"] = _bounds(paired_bootstrap(score.correct_norm, base.correct_norm))
+            cell["interval_norm"] = _bounds(difference_interval(score.correct_norm, base.correct_norm))
         result["tasks"][name] = cell
     for part in ("prefill", "decode"):
         if ratio_of := other.speed.get(f"{part}_ratio"):

@@ -23,15 +23,15 @@ from sentei.data.tasks import TaskSet
 from sentei.errors import InputError, nearest
 from sentei.prove import branches
 from sentei.prove.forward import evaluating, stage
+from sentei.prove.tasks import Answers, Scored
 
-Rows = tuple[list[float], list[float] | None, str]
 _SEED = 1234  # of the few-shot examples: the harness's own default
 
 
 def run_harness(
     model: Any, tokenizer: Any, tasks: Sequence[TaskSet | str], *, limit: int | None, shots: int | None, progress: Any
-) -> dict[str, Rows]:
-    """Per task: what each row scored, the same normalised by length or None, and the name of the metric."""
+) -> dict[str, Scored]:
+    """The scored rows of each task."""
     with _quiet():
         members = _load(tasks, shots)
         lm = InMemoryLM(model, tokenizer, progress)
@@ -47,10 +47,13 @@ def run_harness(
             stacklevel=3,
         )
     # A group's rows are pooled, which weighs its tasks by size, as the harness does.
-    return {name: _pool(name, [found["samples"][task] for task in group]) for name, group in members.items()}
+    return {
+        name: _pool(name, [found["samples"][task] for task in group], list(group.values()))
+        for name, group in members.items()
+    }
 
 
-def _pool(name: str, tasks: list[list[dict[str, Any]]]) -> Rows:
+def _pool(name: str, tasks: list[list[dict[str, Any]]], made_by: Sequence[Any] = ()) -> Scored:
     rows = [row for task in tasks for row in task if row["filter"] == task[0]["filter"]]
     metric = "acc" if "acc" in rows[0] else rows[0]["metrics"][0]
     if not all(isinstance(row.get(metric), (int, float)) for row in rows):
@@ -58,7 +61,29 @@ def _pool(name: str, tasks: list[list[dict[str, Any]]]) -> Rows:
             f"task {name!r} has no accuracy per row (its metrics: {', '.join(rows[0]['metrics'])}); choose another task"
         )
     norm = [float(row["acc_norm"]) for row in rows] if all("acc_norm" in row for row in rows) else None
-    return [float(row[metric]) for row in rows], norm, metric
+    pairs = [_answered(row, task) for some, task in zip(tasks, made_by, strict=False) for row in some]
+    return Scored([float(row[metric]) for row in rows], norm, metric, _answers(pairs))
+
+
+def _answered(row: dict[str, Any], task: Any) -> tuple[frozenset[str], str, str] | None:
+    """The answers to choose from in a row, the right one, and the model's; None where a row does not say."""
+    if not isinstance(task, ConfigurableTask) or task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return None  # of multiple inputs the contexts differ, not the answers
+    choices = [str(choice) for choice in task.doc_to_choice(row["doc"])]
+    scores, right = [float(score) for score, _ in row["filtered_resps"]], row["target"]
+    if isinstance(right, str) and right in choices:
+        right = choices.index(right)
+    if not isinstance(right, int) or not 0 <= right < len(choices) or len(scores) < len(choices):
+        return None  # several right answers
+    return frozenset(choices), choices[right], choices[max(range(len(choices)), key=scores.__getitem__)]
+
+
+def _answers(rows: Sequence[tuple[frozenset[str], str, str] | None]) -> Answers | None:
+    """What was right and said, where all rows have the same answers to choose from."""
+    known = [row for row in rows if row is not None]
+    if len(known) < 2 or len(known) < len(rows) or len({choices for choices, _, _ in known}) > 1:
+        return None
+    return Answers([right for _, right, _ in known], [said for _, _, said in known])
 
 
 def _load(tasks: Sequence[TaskSet | str], shots: int | None) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import sentei
 from sentei.plan import ModelShape, Plan
 from sentei.prune.methods import METHODS
 from sentei.recipe import Recipe
-from sentei.report.figures import Figure, average, collect
+from sentei.report.figures import Figure, collect, mean_accuracy
 
 if TYPE_CHECKING:
     from sentei.measure.profile import PartStats, Profile
@@ -43,6 +43,7 @@ def build(
         exports: what the stage `ship` wrote into exports.json.
     """
     figures = collect(evidence)
+    mean = mean_accuracy(figures)
     models = dict(zip(ROLES[: 2 if recovery is None else 3], evidence["models"], strict=True))
     base = plan.method.split()[0]
     return {
@@ -62,7 +63,8 @@ def build(
         "comparisons": evidence.get("comparisons", []),
         **({} if recovery is None else {"steps": evidence["steps"], "recovery": dict(recovery)}),
         "figures": [figure.to_json() for figure in figures],
-        "average_accuracy": dict(zip(ROLES, average(figures), strict=False)),
+        "average_accuracy": dict(zip(ROLES, mean.values if mean else [], strict=False)),
+        **({"mean_accuracy": mean.to_json()} if mean else {}),
         "blocks": blocks(plan, profile),
         **({"exports": list(exports)} if exports else {}),
         "predictions": [*_predictions(recipe, plan, models, figures), *_served(plan, exports)],

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from sentei.prove.intervals import mean_of
+
 Group = Literal["size", "perplexity", "tasks", "speed", "memory"]
 Kind = Literal["ratio", "points"]
 Better = Literal["higher", "lower"]
@@ -46,6 +48,7 @@ class Figure:
         samples: how many rows, tokens or rounds it rests on.
         changes: against the first model, one per other model.
         steps: against the model before, one per model from the third on; empty where there are two.
+        note: what a reader must know to read the values right; empty where there is nothing.
     """
 
     group: Group
@@ -57,6 +60,7 @@ class Figure:
     samples: str
     changes: list[Change | None]
     steps: list[Change | None] = field(default_factory=list)
+    note: str = ""
 
     @property
     def change(self) -> Change | None:
@@ -74,8 +78,7 @@ class Figure:
 
     def to_json(self) -> dict[str, Any]:
         """For report.json."""
-        row = asdict(self)
-        return row if self.steps else {key: value for key, value in row.items() if key != "steps"}
+        return {key: value for key, value in asdict(self).items() if value or key not in ("steps", "note")}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Figure:
@@ -148,6 +151,7 @@ def collect(evidence: Mapping[str, Any]) -> list[Figure]:
             _samples(found),
             changes(pairs),
             changes(steps),
+            answers_note(found),
         )
 
     def speed(name: str) -> Figure:
@@ -172,10 +176,49 @@ def collect(evidence: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def average(figures: Iterable[Figure]) -> list[float]:
-    """Mean accuracy over the tasks of each model; empty without tasks."""
-    rows = [f.values for f in figures if f.group == "tasks" and None not in f.values]
-    return [sum(v for v in column if v is not None) / len(rows) for column in zip(*rows, strict=True)]
+def mean_accuracy(figures: Iterable[Figure]) -> Figure | None:
+    """Mean accuracy over the tasks, each of which counts alike; its intervals are joined from theirs. None without."""
+    tasks = [f for f in figures if f.group == "tasks" and None not in f.values]
+    if not tasks:
+        return None
+    columns = list(zip(*(f.values for f in tasks), strict=True))
+    values = [sum(v for v in column if v is not None) / len(tasks) for column in columns]
+    between = zip(*(f.intervals for f in tasks), strict=True)
+    intervals = [mean_of([v or 0.0 for v in column], some) for column, some in zip(columns, between, strict=True)]
+
+    def joined(rows: Sequence[list[Change | None]]) -> list[Change | None]:
+        return [_joined(column) for column in zip(*rows, strict=True)]
+
+    return Figure(
+        "tasks",
+        "mean accuracy",
+        "accuracy",
+        "higher",
+        list(values),
+        intervals,
+        f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}",
+        joined([f.changes for f in tasks]),
+        joined([f.steps for f in tasks]),
+    )
+
+
+def _joined(changes: Sequence[Change | None]) -> Change | None:
+    """The mean of changes in points."""
+    known = [change for change in changes if change is not None]
+    if len(known) < len(changes):
+        return None
+    values = [change.value for change in known]
+    return Change(sum(values) / len(values), mean_of(values, [change.interval for change in known]), "points")
+
+
+def answers_note(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Where the answers are the same in all rows: the accuracy of always giving one, and how often each model does."""
+    majority = cells[0].get("majority")
+    if not majority:
+        return ""
+    answer = majority["answer"]
+    said = " → ".join(f"{100 * cell['said'].get(answer, 0.0):.0f} %" for cell in cells if cell.get("said"))
+    return f"always {answer!r} scores {show(majority['share'], 'accuracy')}; said in {said}"
 
 
 def _ends(cell: Mapping[str, Any]) -> tuple[float, float] | None:

@@ -136,7 +136,8 @@ def _how(report: Mapping[str, Any]) -> str:
     facts = {
         **protocol(report["task"]),
         "tolerance": f"{percent(fit['tolerance'])} of the dense model's metric on the same rows; {strict} has to hold",
-        "intervals": "95 %, bootstrap over rows, which are drawn with their dense partners",
+        "intervals": "95 %, rows paired with their dense partners: of right and wrong answers Bonett and "
+        "Price's, else a bootstrap",
         "search": fit["search"],
         **({"seed": str(fit["seed"])} if "seed" in fit else {}),
     }

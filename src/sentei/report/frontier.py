@@ -167,8 +167,8 @@ def _row(point: Mapping[str, Any], names: Iterable[str], *, on: bool) -> str:
 def _protocol(report: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         **protocol(report["task"]),
-        "quality": "of real cuts, fitted on the calibration rows, on the search rows; bootstrap over rows, which are "
-        "drawn with their dense partners",
+        "quality": "of real cuts, fitted on the calibration rows, on the search rows; 95 % intervals, rows paired with "
+        "their dense partners",
     }
     if any(at(point, axis) for point in report["points"] for axis in LATENCY):
         facts["latency"] = "predicted from the times of parts that were measured on this machine, not timed as a whole"

@@ -9,7 +9,7 @@ from typing import Any
 
 from sentei.progress import duration
 from sentei.report import exports, picture
-from sentei.report.figures import Change, Figure, scaled, show
+from sentei.report.figures import Change, Figure, mean_accuracy, scaled, show
 from sentei.report.page import page, scrolled
 from sentei.report.recovery import in_words, section, tile
 from sentei.report.removed import blocks, table
@@ -51,19 +51,16 @@ def summary(report: Mapping[str, Any]) -> str:
     if texts := [f for f in figures.values() if f.group == "perplexity" and f.outcome]:
         changes = "; ".join(f"{' → '.join(map(f.show, f.values))} ({f.outcome}) on {f.name}" for f in texts)
         text += f"Perplexity went from {changes}. "
-    if average := report["average_accuracy"]:
-        tasks = sum(f.group == "tasks" for f in figures.values())
-        means = " → ".join(show(mean, "accuracy") for mean in average.values())
-        over = f"{tasks} task{'s' if tasks > 1 else ''}"
-        text += f"Mean accuracy over {over}: {means} ({_difference(average, 0, -1)} points). "
+    if mean := mean_accuracy(figures.values()):
+        change = f" ({mean.outcome} points{_sure(mean.outcome)})" if mean.outcome else ""
+        text += f"Mean accuracy over {mean.samples}: {' → '.join(map(mean.show, mean.values))}{change}. "
     speeds = [f"{f.name} {f.outcome}" for f in figures.values() if f.group == "speed" and f.outcome]
     return text + (f"Speed on this machine: {', '.join(speeds)}." if speeds else "")
 
 
-def _difference(average: Mapping[str, float], before: int, after: int) -> Change:
-    """Between the mean accuracies of two models, by their place."""
-    means = list(average.values())
-    return Change(means[after] - means[before], None, "points")
+def _sure(change: Change) -> str:
+    """The interval of a change, behind it."""
+    return f", 95 % interval {change.between}" if change.interval else ""
 
 
 def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:
@@ -74,9 +71,9 @@ def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:
         tiles.append((f"−{100 * (1 - size.change.value):.1f} %", f"block params, now {size.show(size.values[1])}"))
     for f in [f for f in figures if f.group == "perplexity" and f.outcome][:1]:
         tiles.append((str(f.outcome), f"perplexity on {f.name}, now {f.show(f.values[-1])}"))
-    if average := report["average_accuracy"]:
-        now = show(list(average.values())[-1], "accuracy")
-        tiles.append((str(_difference(average, 0, -1)), f"points of mean accuracy, now {now}"))
+    if (mean := mean_accuracy(figures)) and mean.outcome:
+        small = f"points of mean accuracy{_sure(mean.outcome)}, now {mean.show(mean.values[-1])}"
+        tiles.append((str(mean.outcome), small))
     if recovery := report.get("recovery"):
         tiles += tile(recovery)
     for name in ("prefill", "decode"):
@@ -122,12 +119,12 @@ def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
             continue
         span = len(roles) + len(pairs) + 2
         body += f'<tr class="group"><td colspan="{span}">{label}</td></tr>' + "".join(_figure(f, reach) for f in rows)
-        if group == "tasks" and (average := report["average_accuracy"]):
-            cells = "".join(f"<td>{show(mean, 'accuracy')}</td>" for mean in average.values())
-            cells += "".join(f"<td>{_difference(average, *pair)}</td>" for pair in pairs.values())
-            body += f'<tr class="sum"><td>mean accuracy</td>{cells}<td></td></tr>'
+        if group == "tasks" and (mean := mean_accuracy(figures)):
+            body += _figure(mean, reach, "sum")
     return (
-        f'<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (bootstrap); differences are paired: {both} '
+        f'<section><h2>What it did</h2><p class="hint">Intervals hold 95 % (perplexity: bootstrap over windows; '
+        "accuracy: Wilson, differences Newcombe, the mean over tasks joined from theirs); differences are paired: "
+        f"{both} "
         "models read the same windows and answered the same rows. An interval that crosses the dotted line "
         "is no clear change. For speed, the interval holds the middle half of the rounds."
         f"{_UPPER if len(roles) > 2 else ''}</p>"
@@ -135,7 +132,7 @@ def _figures(report: Mapping[str, Any], figures: list[Figure]) -> str:
     )
 
 
-def _figure(figure: Figure, reach: float) -> str:
+def _figure(figure: Figure, reach: float, style: str = "") -> str:
     cells = ""
     for value, between in zip(figure.values, figure.intervals, strict=True):
         sure = f"<small>{figure.show(between[0])} – {figure.show(between[1])}</small>" if between else ""
@@ -147,7 +144,9 @@ def _figure(figure: Figure, reach: float) -> str:
     drawn = [(c.value, c.interval) for c in figure.changes if c and c.interval and c.kind == "points"]
     plot = picture.intervals(drawn, reach) if drawn else ""
     samples = f"<small>{escape(figure.samples)}</small>" if figure.samples else ""
-    return f'<tr><td>{escape(figure.name)}{samples}</td>{cells}<td class="plot">{plot}</td></tr>'
+    samples += f"<small>{escape(figure.note)}</small>" if figure.note else ""
+    row = f'<tr class="{style}">' if style else "<tr>"
+    return f'{row}<td>{escape(figure.name)}{samples}</td>{cells}<td class="plot">{plot}</td></tr>'
 
 
 def _verdict(figure: Figure, change: Change | None) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
-from sentei.report.figures import Change, Figure, average, show
+from sentei.report.figures import Change, Figure, mean_accuracy
 
 
 def figures_table(figures: Sequence[Figure], models: Sequence[str]) -> Table:
@@ -25,28 +26,30 @@ def figures_table(figures: Sequence[Figure], models: Sequence[str]) -> Table:
         if shown and figure.group != shown:
             table.add_section()
         shown = figure.group
-        cells = [f"{figure.show(v)}{_between(figure, i)}" for i, v in enumerate(figure.values)]
-        if pair:
-            change = figure.change
-            cells.append(
-                "–"
-                if change is None
-                else f"{change} [dim]\\[{change.between}][/dim]"
-                if change.interval
-                else str(change)
-            )
-        table.add_row(_label(figure), *cells)
+        table.add_row(_label(figure), *_cells(figure, pair))
+        if figure.note:
+            table.add_row(f"[dim]  {escape(figure.note)}[/dim]")
         if figure.group == "tasks" and figure is [f for f in figures if f.group == "tasks"][-1]:
-            means = average(figures)
-            if means:
-                change_of = [str(Change(means[1] - means[0], None, "points"))] if pair else []
-                table.add_row("mean accuracy", *(show(mean, "accuracy") for mean in means), *change_of, style="bold")
+            mean = mean_accuracy(figures)
+            if mean:
+                table.add_row(_label(mean), *_cells(mean, pair), style="bold")
     return table
 
 
 def report_table(report: Mapping[str, Any]) -> Table:
     """The table dense | pruned, and recovered where there was recovery, of a report."""
     return figures_table([Figure.from_json(row) for row in report["figures"]], list(report["models"]))
+
+
+def _cells(figure: Figure, pair: bool) -> list[str]:
+    cells = [f"{figure.show(v)}{_between(figure, i)}" for i, v in enumerate(figure.values)]
+    return [*cells, _change(figure.change)] if pair else cells
+
+
+def _change(change: Change | None) -> str:
+    if change is None:
+        return "–"
+    return f"{change} [dim]\\[{change.between}][/dim]" if change.interval else str(change)
 
 
 def _label(figure: Figure) -> str:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentei.errors import InputError
-from sentei.prove.intervals import Interval, ratio_bootstrap
+from sentei.prove.intervals import Interval, proportions, ratio_bootstrap, ratio_interval
+from sentei.prove.proportions import Pairs, z_of
 from sentei.prune.space import Genome
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ class Goal:
 
     def met_strictly(self, outcome: Outcome, level: float = 0.95) -> bool:
         """Whether the whole interval of the change is within the tolerance."""
-        low, high = self.interval(outcome, level)
+        return self._holds(*self.interval(outcome, level))
+
+    def _holds(self, low: float, high: float) -> bool:
+        """Whether an interval of the change is within the tolerance."""
         return low >= -self.tolerance - 1e-9 if self.metric.higher else high <= self.tolerance + 1e-9
 
     def change(self, outcome: Outcome) -> float:
@@ -104,7 +108,7 @@ class Goal:
         return self.value(outcome) / self.value(take(self.dense, 0, len(outcome.score))) - 1
 
     def interval(self, outcome: Outcome, level: float = 0.95, seed: int = 0) -> Interval:
-        """Interval of `change`, by a bootstrap over rows, which are drawn with their dense partners.
+        """Interval of `change`, rows being paired with their dense partners; see `ratio_interval`.
 
         Returns:
             (low, high); (nan, nan) where a score is not finite or a draw holds no dense score at all.
@@ -112,7 +116,7 @@ class Goal:
         score = outcome.score
         dense = self.dense.score[: len(score)]
         if not self.logarithmic:
-            low, high = ratio_bootstrap(score.tolist(), dense.tolist(), level=level, seed=seed)
+            low, high = ratio_interval(score.tolist(), dense.tolist(), level=level, seed=seed)
             return low - 1, high - 1
         weight = outcome.weight
         low, high = ratio_bootstrap((weight * (score - dense)).tolist(), weight.tolist(), level=level, seed=seed)
@@ -131,14 +135,33 @@ class Goal:
     def rows_needed(self, outcome: Outcome, level: float = 0.95) -> int | None:
         """Rows at which the interval of a candidate like this one would be within the tolerance.
 
-        From the spread of the margins so far, n = (z · sd / mean)², one candidate, two-sided level; None where the
-        point estimate does not meet the goal, so that no number of rows would do.
+        One candidate, two-sided level. Of rows that are right or wrong by their interval, were there more of them in
+        the same proportions; else from the spread of the margins so far, n = (z · sd / mean)². None where the point
+        estimate does not meet the goal, so that no number of rows would do.
         """
         values, weight = self.margins(outcome), outcome.weight
         if not (mean := self.margin(outcome)) > 0:
             return None
+        dense = self.dense.score[: len(outcome.score)]
+        if not self.logarithmic and proportions(outcome.score.tolist()) and proportions(dense.tolist()):
+            return self._pairs_needed(Pairs.of(outcome.score.tolist(), dense.tolist()), len(dense), level)
         error = _standard_error(values, weight) * math.sqrt(len(values))
-        return max(2, math.ceil((_z((1 - level) / 2) * error / mean) ** 2))
+        return max(2, math.ceil((z_of(level) * error / mean) ** 2))
+
+    def _pairs_needed(self, pairs: Pairs, rows: int, level: float) -> int:
+        """The least number of rows, by bisection between too few and enough."""
+
+        def enough(n: int) -> bool:
+            low, high = pairs.times(n / rows).ratio(level=level)
+            return self._holds(low - 1, high - 1)
+
+        few, many = 1, 2
+        while not enough(many):
+            few, many = many, 2 * many
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (few, middle) if enough(middle) else (middle, many)
+        return many
 
 
 def below_zero(values: Rows, weight: Rows, total: int, *, looks: int = 1, error: float = ERROR) -> bool:
