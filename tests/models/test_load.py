@@ -210,6 +210,9 @@ def test_quantised_weights(saved):
     assert "model.norm.weight is torch.int8: quantised" in refused(saved)
     edit_config(saved, quantization_config={"quant_method": "gptq"})
     assert "holds quantised weights" in refused(saved)
+    edit_config(saved, quantization_config=None)
+    edit_weights(saved, model__norm__weight=torch.ones(42).to(torch.float8_e4m3fn))
+    assert "model.norm.weight is torch.float8_e4m3fn: quantised" in refused(saved)
 
 
 def test_a_head_that_should_be_tied_but_differs(saved):
@@ -237,3 +240,97 @@ def test_a_directory_that_looks_like_a_hub_id_wins(saved, monkeypatch):
     shutil.copytree(saved, saved.parent / "org" / "name")
     monkeypatch.chdir(saved.parent)
     assert load("org/name").name == "name"
+
+
+def test_one_file_goes_before_an_index_as_in_transformers(saved, ids):
+    """What an earlier save of another size left behind is not read."""
+    tiny_model("llama-tied", vocab_size=130).save_pretrained(saved / "old", max_shard_size="30KB")
+    for file in (saved / "old").glob("model*"):
+        shutil.copyfile(file, saved / file.name)
+    with torch.no_grad():
+        assert torch.equal(load(saved, dtype="float32").model(ids).logits, tiny_model("llama-tied")(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [[], None, 3, "x", {}, {"weight_map": None}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": {"a": 1}}],
+)
+def test_an_index_of_another_kind(saved, index):
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "is no index: expected" in refused(saved)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/model.safetensors", "/etc/model.safetensors", "a/../../b.safetensors"])
+def test_an_index_that_leaves_its_directory(saved, name):
+    (saved / "model.safetensors").rename(saved / "part.safetensors")
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    message = refused(saved)
+    assert "outside of its directory" in message and name in message
+
+
+def rename_weights(directory: Path, rename) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    save_file({rename(name): value for name, value in tensors.items()}, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.{name.removeprefix('model.')}",
+        lambda name: name.replace("model.layers.1.", "model.layers.1._orig_mod."),
+    ],
+)
+def test_names_that_a_wrapper_changed(saved, ids, rename):
+    rename_weights(saved, rename)
+    with torch.no_grad():
+        assert torch.equal(load(saved, dtype="float32").model(ids).logits, tiny_model("llama-tied")(ids).logits)
+
+
+def test_one_tensor_twice(saved):
+    tensors = load_file(saved / "model.safetensors")
+    tensors["_orig_mod.model.norm.weight"] = torch.zeros(42)
+    save_file(tensors, saved / "model.safetensors")
+    assert "are the same tensor" in refused(saved)
+
+
+def test_an_adapter_names_its_base_and_how_to_merge(saved):
+    (saved / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base", "r": 4}')
+    message = refused(saved)
+    assert "adapter" in message and "some/base" in message and "merge_and_unload" in message
+    (saved / "adapter_config.json").write_text("[]")
+    assert "a model that it does not name" in refused(saved)
+
+
+def test_adapter_weights_inside_of_a_model(saved):
+    edit_weights(saved, model__layers__0__self_attn__q_proj__lora_A__weight=torch.zeros(4, 42))
+    assert "lora_A.weight is part of a LoRA adapter" in refused(saved)
+
+
+@pytest.mark.parametrize("layers", [0, 3, 5, 10**6, 10**12, -1])
+def test_a_depth_that_the_weights_do_not_have(saved, layers):
+    edit_config(saved, num_hidden_layers=layers)
+    message = refused(saved)
+    assert f"num_hidden_layers {layers}, the weights have 4 blocks" in message
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "head_dim"])
+@pytest.mark.parametrize("value", [0, -1, 10**6, 10**15])
+def test_sizes_that_the_weights_do_not_have(saved, name, value):
+    edit_config(saved, **{name: value})
+    refused(saved)
+
+
+def test_a_head_without_an_embedding_is_both(saved, ids):
+    embedding = load_file(saved / "model.safetensors")["model.embed_tokens.weight"]
+    edit_weights(saved, lm_head__weight=embedding.clone(), model__embed_tokens__weight=None)
+    with torch.no_grad():
+        assert torch.equal(load(saved, dtype="float32").model(ids).logits, tiny_model("llama-tied")(ids).logits)
+
+
+def test_no_head_and_no_word_of_a_tie(saved):
+    edit_config(saved, tie_word_embeddings=False)
+    assert "has no lm_head.weight" in refused(saved) and "tie_word_embeddings" in refused(saved)

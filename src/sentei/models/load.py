@@ -12,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from sentei.errors import InputError, nearest, one_line
 from sentei.families import FAMILIES, family_of
 from sentei.files import read_json
-from sentei.models.source import find
-from sentei.models.weights import digest, read_weights, weight_files
+from sentei.models.source import check_no_adapter, find
+from sentei.models.weights import check_depth, digest, read_weights, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +22,15 @@ __all__ = ["DTYPES", "Loaded", "as_loaded", "context_length", "digest", "load"]
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 # What transformers raises for a config whose values do not fit together.
-_CONFIG_ERRORS = (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError)
+_CONFIG_ERRORS = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -66,17 +74,17 @@ def load(
         raise InputError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; known: auto, {', '.join(DTYPES)}")
     where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = find(source, trust_remote_code=trust_remote_code)
+    check_no_adapter(found.directory)
     values = read_json(found.directory / "config.json") if (found.directory / "config.json").exists() else None
     if not isinstance(values, dict):
         raise InputError(f"{found.directory} has no config.json; a model directory has one, with weights beside it")
-    if "quantization_config" in values:
+    if values.get("quantization_config") or values.get("quantization"):
         raise InputError(f"{found.directory} holds quantised weights, which cannot be pruned; use the original model")
-    files = weight_files(found.directory)
     model_type = str(values.get("model_type", ""))
     if trust_remote_code and model_type.removeprefix("sentei_") not in FAMILIES:
         model = _load_remote(found.directory, dtype, where)
     else:
-        model = _load_known(found.directory, model_type, files, dtype, where)
+        model = _load_known(found.directory, model_type, values, dtype, where)
     if not getattr(model.config, "sentei_source", None):
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
     model.config.sentei_dtype = str(
@@ -99,7 +107,7 @@ def context_length(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
-def _load_known(directory: Path, model_type: str, files: list[Path], dtype: str, device: str) -> PreTrainedModel:
+def _load_known(directory: Path, model_type: str, values: dict[str, Any], dtype: str, device: str) -> PreTrainedModel:
     """With our own reader: one pass, every tensor checked, nothing initialised in vain."""
     import transformers
 
@@ -107,17 +115,21 @@ def _load_known(directory: Path, model_type: str, files: list[Path], dtype: str,
     from sentei.families.surgery import on_meta, ready
 
     family = family_of(model_type)
+    stored = stored_tensors(weight_files(directory))
+    where = directory / "config.json"
+    check_depth(stored, values.get("num_hidden_layers"), values.get("per_layer_config"), where)
     pruned = model_type != family.name
     module, prefix = (modeling_sentei, f"Sentei{family.prefix}") if pruned else (transformers, family.prefix)
     try:
         config = getattr(module, f"{prefix}Config").from_pretrained(directory)
         kind = DTYPES[dtype] if dtype != "auto" else _stored_dtype(config)
+        check_depth(stored, config.num_hidden_layers, values.get("per_layer_config"), where)  # if it was left out
         family.shape(config)
         config._name_or_path = str(directory)
         model = on_meta(getattr(module, f"{prefix}ForCausalLM"), config, kind)
     except _CONFIG_ERRORS as error:
         raise InputError(f"{directory}/config.json does not make a {model_type} model: {one_line(error)}") from error
-    weights = read_weights(files, model, tied=config.tie_word_embeddings, dtype=kind, device=device)
+    weights = read_weights(stored, model, tied=config.tie_word_embeddings, dtype=kind, device=device)
     model.load_state_dict(weights, assign=True)
     if (directory / "generation_config.json").exists():
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sentei.errors import InputError, nearest, one_line
+from sentei.files import read_json
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,24 @@ def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
     if isinstance(source, Path) or not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise InputError(f"{path} does not exist; give {_FORMS}")
     return Source(_from_hub(text, trust_remote_code), text, text)
+
+
+def check_no_adapter(directory: Path) -> None:
+    """Refuses a directory that holds an adapter, for which transformers loads another model: the one it was trained on.
+
+    Raises:
+        InputError: an adapter, with the name of its base and how to merge it.
+    """
+    file = directory / "adapter_config.json"
+    if not file.exists():
+        return
+    values = read_json(file)
+    base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    merge = f"AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload().save_pretrained('MERGED')"
+    raise InputError(
+        f"{directory} holds an adapter (adapter_config.json) for {base or 'a model that it does not name'}, which "
+        f'is no model; merge them and give the result: python -c "from peft import AutoPeftModelForCausalLM; {merge}"'
+    )
 
 
 def _built_in(name: str) -> Source:

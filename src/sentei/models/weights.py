@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,41 +18,121 @@ from sentei.errors import InputError
 from sentei.files import read_json
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_BLOCK = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor is: its file, and its name there."""
+
+    file: Path
+    name: str
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory.
+    """The safetensors files of a model directory; one model.safetensors goes before an index, as in transformers.
 
     Raises:
         InputError: none there (pickled ones are refused and named), a broken index, or a missing shard.
     """
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = read_json(index).get("weight_map", {}).values()
-        files = [directory / Path(name).name for name in sorted(set(names))]
-        missing = [file.name for file in files if not file.exists()]
-        if missing or not files:
-            raise InputError(f"{index} lists {len(files)} files, missing are {missing or 'none'}; fetch them again")
-        return files
-    if (directory / "model.safetensors").exists():
-        return [directory / "model.safetensors"]
+    if (directory / _SINGLE).exists():
+        return [directory / _SINGLE]
+    if (directory / _INDEX).exists():
+        return _indexed(directory / _INDEX)
     pickled = sorted(file.name for pattern in _PICKLED for file in directory.glob(pattern))
     if pickled:
         raise InputError(
             f"{directory} has only pickled weights ({', '.join(pickled[:3])}), which can run code when read and are "
             "refused; convert them to model.safetensors (save_pretrained in a sandbox, or the Hub's convert space)"
         )
-    raise InputError(f"{directory} has no weights: expected model.safetensors or model.safetensors.index.json")
+    raise InputError(f"{directory} has no weights: expected {_SINGLE} or {_INDEX}")
+
+
+def _indexed(index: Path) -> list[Path]:
+    values = read_json(index)
+    found = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise InputError(f'{index} is no index: expected {{"weight_map": {{tensor: file}}}}; fetch it again')
+    names = sorted(set(found.values()))
+    outside = next((n for n in names if Path(n).is_absolute() or ".." in Path(n).parts or "\0" in n), None)
+    if outside is not None:
+        raise InputError(f"{index} names a file outside of its directory: {outside!r}; mend or fetch the index again")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise InputError(f"{index} lists {len(names)} files, missing are {', '.join(missing[:5])}; fetch them again")
+    return [index.parent / name for name in names]
+
+
+def stored_tensors(files: list[Path]) -> dict[str, Stored]:
+    """All tensors of a model's files, by name without what a wrapper put before it (`_orig_mod.`, `module.`).
+
+    Raises:
+        InputError: a file is truncated or corrupt, or two tensors have one name.
+    """
+    found: dict[str, Stored] = {}
+    for file in files:
+        with _opened(file) as handle:
+            for stored in handle.keys():  # noqa: SIM118 (no mapping)
+                name = _unwrapped(stored)
+                if name.endswith("rotary_emb.inv_freq"):  # old checkpoints hold this buffer; it is computed
+                    continue
+                if name in found:
+                    twice = f"{found[name].name} of {found[name].file.name} and {stored} of {file.name}"
+                    raise InputError(f"{file.parent}: {twice} are the same tensor; remove the one that is out of date")
+                found[name] = Stored(file, stored)
+    return found
+
+
+def _unwrapped(name: str) -> str:
+    """A tensor's name without the marks of torch.compile, which may stand anywhere, and of data parallelism."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def check_depth(stored: Iterable[str], layers: Any, overrides: Any, where: Path) -> None:
+    """Refuses a number of blocks that is not the weights', before anything of that size is made.
+
+    Args:
+        stored: names of tensors.
+        layers: `num_hidden_layers`, as config.json says.
+        overrides: `per_layer_config`: blocks that lost both parts have no tensors, but stand there.
+        where: the config file.
+
+    Raises:
+        InputError: another number of blocks than there is.
+    """
+    overrides = overrides if isinstance(overrides, dict) else {}
+    numbers = {int(match[1]) for match in map(_BLOCK.match, stored) if match}
+    numbers |= {int(key) for key in overrides if str(key).isdecimal() and len(str(key)) < 10}
+    held = max(numbers, default=-1) + 1
+    if held == 0:
+        raise InputError(f"{where.parent} has weights of no block (model.layers.0.…); config.json says {layers}")
+    if isinstance(layers, int) and layers != held:
+        raise InputError(f"{where} says num_hidden_layers {layers}, the weights have {held} blocks; mend config.json")
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except SafetensorError as error:
+        raise InputError(f"{file} is truncated or corrupt ({error}); fetch or write it again") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def read_weights(
-    files: list[Path], model: nn.Module, *, tied: bool, dtype: torch.dtype, device: str
+    stored: dict[str, Stored], model: nn.Module, *, tied: bool, dtype: torch.dtype, device: str
 ) -> dict[str, Tensor]:
     """Reads the tensors that `model` (on meta) needs, in `dtype` on `device`.
 
     Args:
-        files: safetensors files.
+        stored: see `stored_tensors`; names may lack "model.", as those of a bare decoder do.
         model: says which names and shapes are expected.
         tied: the head is the embedding, and is not read twice.
         dtype: of the result.
@@ -59,21 +144,19 @@ def read_weights(
     """
     expected = model.state_dict()
     found: dict[str, Tensor] = {}
+    files = list(dict.fromkeys(place.file for place in stored.values()))
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for stored in handle.keys():  # noqa: SIM118 (no mapping)
-                    name = stored if stored in expected else f"model.{stored}"  # a checkpoint of the bare decoder
-                    if not stored.endswith("rotary_emb.inv_freq"):  # old checkpoints hold this buffer; it is computed
-                        tensor = handle.get_tensor(stored)
-                        _check(tensor, expected.get(name), f"{file}: tensor {stored}")
-                        kind = dtype if tensor.is_floating_point() else tensor.dtype
-                        found[name] = tensor.to(device=device, dtype=kind)
-                        _check_finite(found[name], f"{file}: tensor {stored}")
-        except SafetensorError as error:
-            raise InputError(f"{file} is truncated or corrupt ({error}); fetch or write it again") from error
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
+        with _opened(file) as handle:
+            for known, place in stored.items():
+                if place.file == file:
+                    name = known if known in expected else f"model.{known}"
+                    tensor = handle.get_tensor(place.name)
+                    _check(tensor, expected.get(name), f"{file}: tensor {place.name}")
+                    kind = dtype if tensor.is_floating_point() else tensor.dtype
+                    found[name] = tensor.to(device=device, dtype=kind)
+                    _check_finite(found[name], f"{file}: tensor {place.name}")
+    if tied and _HEAD in found:  # of two names for one tensor, either may be stored
+        found.setdefault(_EMBEDDING, found[_HEAD])
     if tied and _EMBEDDING in found:
         head = found.setdefault(_HEAD, found[_EMBEDDING])
         if not torch.equal(head, found[_EMBEDDING]):
@@ -82,6 +165,11 @@ def read_weights(
                 "tie_word_embeddings; set that to false"
             )
     missing = sorted(expected.keys() - found.keys())
+    if missing == [_HEAD]:
+        raise InputError(
+            f"{files[0].parent} has no lm_head.weight, and config.json does not say that the head is the embedding; "
+            "if it is, set tie_word_embeddings to true"
+        )
     if missing:
         raise InputError(
             f"{files[0].parent}: {len(missing)} of {len(expected)} tensors are missing, first {missing[0]}; "
@@ -91,11 +179,15 @@ def read_weights(
 
 
 def _check(tensor: Tensor, expected: Tensor | None, where: str) -> None:
+    if ".lora_" in where or ".base_layer." in where:
+        raise InputError(f"{where} is part of a LoRA adapter; merge it first (peft: merge_and_unload) and save that")
     if expected is None:
         raise InputError(f"{where} is not part of this architecture; config.json and weights do not belong together")
     if tensor.shape != expected.shape:
         raise InputError(f"{where} has shape {list(tensor.shape)}, expected {list(expected.shape)} from config.json")
-    if tensor.is_floating_point() != expected.is_floating_point():
+    if tensor.is_floating_point() != expected.is_floating_point() or (
+        tensor.is_floating_point() and tensor.itemsize == 1  # FP8, whose scales are elsewhere
+    ):
         raise InputError(f"{where} is {tensor.dtype}: quantised weights cannot be pruned; use the unquantised model")
 
 
