@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -55,15 +56,22 @@ def loads(text: str) -> Any:
     return value
 
 
-def check_value(value: Any) -> None:
+def check_value(value: Any, most: float = math.inf) -> None:
     """Refuses what `loads` refuses in a value of strings, numbers, lists and dicts that comes from elsewhere.
 
+    Args:
+        value: as read.
+        most: values in it, where one may stand in many places (YAML's aliases).
+
     Raises:
-        JSONError: nested too deeply, or half a surrogate pair in a string.
+        JSONError: nested too deeply, too many values, or half a surrogate pair in a string.
     """
-    left = [(value, 1)]
+    left, seen = [(value, 1)], 0
     while left:
         item, depth = left.pop()
+        seen += 1
+        if seen > most:
+            raise JSONError(f"there are more than {most:,} values, aliases counted where they stand")
         if isinstance(item, str):
             if half := _HALF.search(item):
                 raise JSONError(
@@ -181,46 +189,34 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: the file is missing, not UTF-8 or not JSON (with line and column).
+        InputError: see `read_utf8`; or not JSON (with line and column).
     """
     path = Path(path)
     try:
-        return loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"{path} is not a UTF-8 JSON file: {error}") from error
+        return loads(read_utf8(path))
     except JSONError as error:
         place = f"{path}:{error.line}:{error.column} is not JSON" if error.line else f"{path} cannot be used"
         raise InputError(f"{place}: {error}") from error
 
 
-def read_yaml(path: Path, what: str, keys: str) -> dict[str, Any]:
-    """Reads a YAML file that holds keys.
-
-    Args:
-        path: of the file.
-        what: to say of one that is missing: "a task is a YAML file with …".
-        keys: that are expected, as an example.
+def read_utf8(path: Path) -> str:
+    """The text of a file.
 
     Raises:
-        InputError: missing, not YAML (line and column), or no keys in it.
+        InputError: missing, a directory, not readable, a name that the file system does not know, or not UTF-8.
     """
-    import yaml
-
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; {what}") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a YAML file: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise InputError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: expected keys like {keys}, got {type(value).__name__}")
-    return value
+        raise InputError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a directory, expected a file") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at {error.start}") from error
+    except ValueError as error:  # a zero byte or half a surrogate pair in the name
+        raise InputError(f"{str(path)!a:.200} is no name of a file: {error}") from error
 
 
 def hash_file(path: Path) -> str:

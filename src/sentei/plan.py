@@ -8,12 +8,13 @@ plan is priced without building a model.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sentei.errors import InfeasibleError, InputError, nearest
-from sentei.files import hash_json, read_json, write_json
+from sentei.errors import InfeasibleError, nearest
+from sentei.files import hash_json, write_json
+from sentei.schema import DEEPEST, Positive, Size, read
 
 SCHEMA_VERSION = 1
 Metric = Literal["params", "flops", "bytes"]
@@ -25,7 +26,7 @@ MATRICES = ATTENTION_MATRICES + FFN_MATRICES
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def stored(out: int, into: int, rank: int | None, storage: Storage = "factors") -> int:
@@ -41,27 +42,27 @@ class BlockShape(_Frozen):
     `ranks` holds the matrices that are stored as a product, by name; all others are dense.
     """
 
-    kv_groups: int = Field(ge=0)
-    heads_per_group: int = Field(ge=0)
-    ffn: int = Field(ge=0)
+    kv_groups: Size
+    heads_per_group: Size
+    ffn: Size
     o_bias: bool = False  # biases that a compensation added
     down_bias: bool = False
-    ranks: dict[str, int] = {}
+    ranks: dict[str, Size] = {}
 
 
 class ModelShape(_Frozen):
     """Everything that decides how much a model costs."""
 
-    hidden: int
-    head_dim: int
-    vocab: int
+    hidden: Size
+    head_dim: Size
+    vocab: Size
     tied: bool
     qkv_bias: bool = False
     qk_norm: bool = False
     o_bias: bool = False  # biases of the dense architecture
     mlp_bias: bool = False
     storage: Storage = "factors"  # of the low-rank matrices
-    blocks: tuple[BlockShape, ...]
+    blocks: Annotated[tuple[BlockShape, ...], Field(max_length=DEEPEST)]
 
     def matrices(self, block: BlockShape) -> dict[str, tuple[int, int]]:
         """Rows and columns of the block's matrices; those of a removed part are left out."""
@@ -167,15 +168,15 @@ class Budget(_Frozen):
     """
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
-    params: Annotated[int, Field(gt=0)] | None = None
+    params: Positive | None = None
     flops: Annotated[float, Field(gt=0)] | None = None
-    bytes: Annotated[int, Field(gt=0)] | None = None
-    batch: int = Field(default=1, ge=1)
-    context: int = Field(default=1024, ge=1)
+    bytes: Positive | None = None
+    batch: Positive = 1
+    context: Positive = 1024
     target_engine: Literal["transformers", "gguf", "vllm", "sglang", "trtllm", "mlx", "onnx", "openvino", "uniform"] = (
         "transformers"
     )
-    ffn_multiple: Annotated[int, Field(ge=1)] | None = None
+    ffn_multiple: Positive | None = None
 
     @model_validator(mode="after")
     def _one_size(self) -> Budget:
@@ -289,7 +290,7 @@ class Plan(BaseModel):
         predicted: figures of the pruned model, by name, in the unit the name says.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     model: str
@@ -344,7 +345,7 @@ class Plan(BaseModel):
         Raises:
             InputError: missing, not JSON, or not a plan (with the key and what is wrong).
         """
-        return parse(cls, read_json(path), str(path))
+        return read(path, cls)
 
     def digest(self) -> str:
         """sha256 of the plan."""
@@ -369,30 +370,3 @@ def planned_shape(
             )
         )
     return dense.model_copy(update={"blocks": tuple(kept), "storage": storage})
-
-
-def parse(model: type[Any], value: Any, where: str) -> Any:
-    """Validates `value` as `model`; an error names the place, the key, and the nearest known key."""
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        found = error.errors()
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a typo explains what is missing
-        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            known = _keys(model, first["loc"][:-1])
-            message = f"unknown key{nearest(str(first['loc'][-1]), known)}; known here: {', '.join(sorted(known))}"
-        raise InputError(f"{where}: {key}: {message}") from error
-
-
-def _keys(model: type[Any], path: tuple[Any, ...]) -> set[str]:
-    """Names of the fields at `path` inside a pydantic model."""
-    fields = getattr(model, "model_fields", {})
-    for part in path:
-        if part not in fields:
-            continue
-        annotation = fields[part].annotation
-        inner = [annotation, *getattr(annotation, "__args__", ())]
-        fields = next((a.model_fields for a in inner if hasattr(a, "model_fields")), fields)
-    return set(fields)

@@ -5,6 +5,7 @@ A path in a recipe is looked up next to the recipe first, then in the working di
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sentei.errors import InputError
-from sentei.files import read_yaml, write_text
-from sentei.plan import Budget, Refine, Storage, parse
+from sentei.files import JSONError, write_text
+from sentei.plan import Budget, Refine, Storage
+from sentei.schema import LARGEST, Count, Positive, Seed, load_yaml, parse, read_yaml
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Task(_Section):
@@ -36,9 +38,9 @@ class Measure(_Section):
         gradient_tokens: how many of them the gradient pass reads; 0 leaves it out.
     """
 
-    tokens: int = Field(default=131072, ge=2)
-    window: int = Field(default=1024, ge=2)
-    gradient_tokens: int = Field(default=8192, ge=0)
+    tokens: int = Field(default=131072, ge=2, le=LARGEST)
+    window: int = Field(default=1024, ge=2, le=LARGEST)
+    gradient_tokens: Count = 8192
 
 
 class Prune(_Section):
@@ -66,9 +68,9 @@ class Prove(_Section):
 
     texts: list[str] = ["demo"]
     tasks: list[str] = ["demo"]
-    window: int = Field(default=1024, ge=2)
-    windows: int | None = Field(default=None, ge=1)
-    limit: int | None = Field(default=None, ge=1)
+    window: int = Field(default=1024, ge=2, le=LARGEST)
+    windows: Positive | None = None
+    limit: Positive | None = None
     speed: bool = True
 
     @field_validator("texts", "tasks", mode="before")
@@ -105,7 +107,7 @@ class Recover(_Section):
     criterion: str = "gradient"
     mask: str = "static"
     loss: Literal["sft", "kd", "both"] | None = None
-    tokens: int = Field(default=200_000, ge=1)
+    tokens: Positive = 200_000
     learning_rate: float | None = Field(default=None, gt=0)
     target: str | None = None
     watts: float | None = Field(default=None, gt=0)
@@ -146,7 +148,7 @@ class Recipe(_Section):
     ship: Ship | None = None
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     trust_remote_code: bool = False
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -166,7 +168,7 @@ class Recipe(_Section):
 
         def find(source: str) -> str:
             for place in (folder, Path.cwd()):
-                if (place / source).exists():
+                if os.path.exists(place / source):  # of a name too long for a file: no
                     return str(place / source)
             return source
 
@@ -206,6 +208,6 @@ def _override(value: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override!r}: {section!r} is {inner!r}, it has no keys")
         value = inner
     try:
-        value[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: {text!r} is not a YAML value") from error
+        value[last] = load_yaml(text)
+    except JSONError as error:
+        raise InputError(f"--set {override!r:.200}: {text!r:.200} is not a YAML value: {error}") from error

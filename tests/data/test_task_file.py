@@ -76,5 +76,5 @@ def test_what_is_wrong_is_said_in_one_line(text: str, message: str, tmp_path: Pa
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no\.yaml does not exist"):
         TaskFile.load(tmp_path / "no.yaml")
-    with pytest.raises(InputError, match="is not a YAML file"):
+    with pytest.raises(InputError, match="is a directory, expected a file"):
         TaskFile.load(tmp_path)

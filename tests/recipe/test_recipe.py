@@ -77,14 +77,14 @@ def test_recovery_data_are_looked_up_next_to_the_recipe(tmp_path: Path) -> None:
 def test_missing_file_and_directory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         Recipe.load(tmp_path / "none.yaml")
-    with pytest.raises(InputError, match="is not a YAML file"):
+    with pytest.raises(InputError, match="is a directory, expected a file"):
         Recipe.load(tmp_path)
 
 
 def test_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(b"model: \xff\xfe")
-    with pytest.raises(InputError, match="is not a YAML file"):
+    with pytest.raises(InputError, match="is not UTF-8: byte 0xff at 7"):
         Recipe.load(path)
 
 

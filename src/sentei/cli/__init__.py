@@ -47,5 +47,7 @@ def explain(error: Exception) -> tuple[int, str]:
         return error.exit_code, " ".join(str(error).split())
     if "No space left on device" in str(error):  # safetensors has its own exception for it
         return InputError.exit_code, "the disk is full; free space or choose another --out"
+    if isinstance(error, OSError) and error.filename is not None:  # of the file system, which the user can mend
+        return InputError.exit_code, f"{error.filename}: {error.strerror or error}; mend that, or name another file"
     text = " ".join(str(error).split())[:500]
     return 1, f"internal: {type(error).__name__}: {text}; run it again with --debug and report the traceback"

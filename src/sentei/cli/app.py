@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from sentei.errors import InputError
+
+LARGEST = 2**63 - 1  # of a number on the command line
 
 VERBS = (
     "measure",
@@ -56,7 +61,20 @@ class ManyValues(TyperCommand):
                 if given > 1:
                     spread.append(flag)
             spread.append(arg)
-        return super().parse_args(ctx, spread)
+        rest = super().parse_args(ctx, spread)
+        for name, value in ctx.params.items():
+            for number in value if isinstance(value, list | tuple) else [value]:
+                _refuse_number(name, number)
+        return rest
+
+
+def _refuse_number(name: str, value: Any) -> None:
+    """Numbers that no library below us holds, whatever the option."""
+    flag = "--" + name.rstrip("_").replace("_", "-")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{flag} is a number that does not fit in 64 bits; expected at most {LARGEST}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{flag} is {value}, expected a finite number")
 
 
 class Format(str, Enum):

@@ -36,13 +36,14 @@ def plan_command(
     compensation: Annotated[str | None, typer.Option(help="Override the method's compensation.")] = None,
     storage: Annotated[str, typer.Option(help="Of low-rank matrices: factors, or pivoted (smaller).")] = "factors",
     refine: Annotated[str, typer.Option(help="none, or block: the cut ends with steps on each block.")] = "none",
-    seed: Annotated[int, typer.Option(help="Of the random score.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random score.")] = 0,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
 ) -> None:
     """Decide what each block keeps: seconds, no model needed. Prints what and why."""
     from sentei.files import check_output
-    from sentei.plan import Budget, parse
+    from sentei.plan import Budget
+    from sentei.schema import parse
 
     check_output(out, overwrite=overwrite)
     asked = {"sparsity": sparsity, "params": params, "flops": flops, "bytes": bytes_, "ffn_multiple": ffn_multiple}

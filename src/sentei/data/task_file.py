@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sentei.data.templates import Template, parse_path
 from sentei.errors import nearest, unknown
-from sentei.files import read_yaml
-from sentei.plan import parse
+from sentei.schema import Positive, Seed, parse, read_yaml
 
 CHOICE_METRICS = ("acc", "acc_norm")
 METRICS = (*CHOICE_METRICS, "exact_match", "f1", "perplexity")
@@ -44,12 +44,12 @@ class SplitSizes(BaseModel):
         test: read once, at the end.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    calibrate: int = Field(default=500, ge=1)
-    search: int = Field(default=300, ge=1)
-    confirm: int = Field(default=300, ge=1)
-    test: int = Field(default=300, ge=1)
+    calibrate: Positive = 500
+    search: Positive = 300
+    confirm: Positive = 300
+    test: Positive = 300
 
     def as_dict(self) -> dict[str, int]:
         """Sizes by name, in the order in which the splits are filled."""
@@ -72,7 +72,7 @@ class TaskFile(BaseModel):
         max_new_tokens: of a generated answer; by default 8 more than the longest target has.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str = Field(min_length=1)
     data: str = Field(min_length=1)
@@ -82,8 +82,8 @@ class TaskFile(BaseModel):
     target: str | None = None
     aliases: str | None = None
     splits: SplitSizes = SplitSizes()
-    seed: int = Field(default=0, ge=0)
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    seed: Seed = 0
+    max_new_tokens: Positive | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> TaskFile:
@@ -171,4 +171,4 @@ class TaskFile(BaseModel):
 
 def _beside(folder: Path, name: str) -> Path:
     """A path that is looked up beside the file, then in the working directory."""
-    return Path(name).absolute() if not (folder / name).exists() and Path(name).exists() else folder / name
+    return Path(name).absolute() if not os.path.exists(folder / name) and os.path.exists(name) else folder / name

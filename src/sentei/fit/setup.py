@@ -19,7 +19,7 @@ from sentei.files import check_output, hash_json, read_json, write_json
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
 from sentei.models.load import Loaded
-from sentei.plan import ENGINES, BlockShape, Budget, Plan, parse
+from sentei.plan import ENGINES, BlockShape, Budget, Plan
 from sentei.progress import Progress
 from sentei.prove.latency import PHASES, Phase, table_for
 from sentei.prove.score import Outcome, Prepared, prepare
@@ -29,6 +29,7 @@ from sentei.prune.methods import KINDS
 from sentei.prune.planning import menus_for, plan_of
 from sentei.recover.tune.adapters.files import merge
 from sentei.recover.tune.tune import tune
+from sentei.schema import parse
 from sentei.search.goal import Goal
 
 LENGTH = 512  # tokens of a calibration row at most

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sentei.errors import InputError
 from sentei.files import atomic_dir, hash_json, read_json, write_json
-from sentei.plan import ModelShape, parse
+from sentei.plan import ModelShape
+from sentei.schema import parse
 
 PROFILE_VERSION = 2
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict
 
 from sentei.errors import InputError
 from sentei.files import hash_json, read_json, write_json
-from sentei.plan import BlockShape, ModelShape, parse
+from sentei.plan import BlockShape, ModelShape
+from sentei.schema import parse
 
 if TYPE_CHECKING:
     from sentei.progress import Progress
