@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sentei.algebra.lowrank import factors
+from sentei.algebra.solve import cholesky
 from sentei.registry import Registry
 
 ASVD_ALPHA = 0.5  # the paper's
@@ -51,10 +52,7 @@ def input_pca(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def svd_llm(weight: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """SVD-LLM (arXiv 2403.07378): truncates `W L`, `C = L Lᵀ`. A singular `C` is shifted until it has a factor."""
     c = gram.double()
-    lower, failed = torch.linalg.cholesky_ex(c)
-    if failed.item():
-        shift = 1e-6 * c.diagonal().mean() - torch.linalg.eigvalsh(c)[0].clamp_max(0)
-        lower = torch.linalg.cholesky(c + shift * torch.eye(len(c), dtype=c.dtype, device=c.device))
+    lower = cholesky(c, 1e-6 * c.diagonal().mean())
     u, v = _svd(weight.double() @ lower, rank)
     return u, torch.linalg.solve_triangular(lower, v, upper=False, left=False)
 

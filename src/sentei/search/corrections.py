@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import NDArray
 
 from sentei.prune.space import Space
@@ -69,5 +70,5 @@ class Corrections:
         if not len(ratios):
             return np.clip(prior, *BOUNDS)
         kernel = SPREAD**2 * self._shares @ self._shares.T + np.diag(self._noise**2)
-        pull = np.linalg.solve(kernel, ratios - self._shares @ prior)
+        pull = scipy.linalg.solve(kernel, ratios - self._shares @ prior, assume_a="pos")
         return np.clip(prior + SPREAD**2 * self._shares.T @ pull, *BOUNDS)

@@ -37,19 +37,24 @@ class Obs:
     def _positions(self, units: Tensor) -> Tensor:
         return torch.searchsorted(self.alive, units)
 
+    @staticmethod
+    def _inner(block: Tensor) -> Tensor:
+        """`(H⁻¹_PP)⁻¹`: a Schur complement of H, whose diagonal is at most 1, so that `|P|` bounds its eigenvalues."""
+        return inverse(block, least=1 / block.shape[-1]).float()
+
     def losses(self, units: Tensor) -> Tensor:
         """`tr(W_P (H⁻¹_PP)⁻¹ W_Pᵀ)` of each unit P."""
         at = self._positions(units)
         if at.shape[1] == 1:  # the common case, channels: no small inverses
             return self.weight[:, at[:, 0]].square().sum(0) / self.inverse.diagonal()[at[:, 0]]
-        inner = torch.linalg.inv(self.inverse[at[:, :, None], at[:, None, :]])  # [k, size, size]
+        inner = self._inner(self.inverse[at[:, :, None], at[:, None, :]])  # [k, size, size]
         columns = self.weight[:, at].transpose(0, 1)  # [k, out, size]
         return ((columns @ inner) * columns).sum((1, 2))
 
     def remove(self, units: Tensor) -> float:
         """Removes the inputs of all units jointly and refits the rest."""
         at = self._positions(units.flatten())
-        inner = torch.linalg.inv(self.inverse[at][:, at])
+        inner = self._inner(self.inverse[at][:, at])
         rows = self.inverse[at]  # [p, n]
         columns = self.weight[:, at]  # [out, p]
         loss = ((columns @ inner) * columns).sum().item()
