@@ -222,9 +222,50 @@ def test_a_rising_loss_is_a_divergence() -> None:
         return response_loss(net, batch) * 0 + steps[0] * 0.2
 
     before = state(net)
-    history = trainer(net, loss=rising, steps=60, held=iter([1.0, 1.1, 1.2]).__next__).run()
-    assert history.stopped == "diverged" and len(history.losses) == 16
-    assert "risen by 1.6 nats at step 16" in history.note and same(state(net), before)
+    history = trainer(net, loss=rising, steps=80, held=iter([1.0, 2.6]).__next__).run()
+    assert history.stopped == "diverged" and len(history.losses) == 16, "four steps before the next evaluation"
+    assert "the held-out loss has risen by 1.6 nats after step 16" in history.note and same(state(net), before)
+
+
+def test_a_rise_that_the_held_out_rows_do_not_share_is_none() -> None:
+    """Batches of short rows have a higher loss than those of long ones; that is asked, and not for ever."""
+    net, steps, looks = model(), [0], []
+
+    def sorted_by_length(batch: Any) -> Tensor:
+        steps[0] += 1
+        return response_loss(net, batch) * 0 + (1.0 if steps[0] <= 20 else 5.0)
+
+    def held() -> float:
+        looks.append(steps[0])
+        return 1.0
+
+    history = trainer(net, loss=sorted_by_length, steps=80, held=held, evaluations=2).run()
+    assert history.stopped == "finished" and len(history.losses) == 80
+    assert looks == [0, 23, 31, 40, 80], "at 3 of 8 steps of 5 nats, and once more when all 8 are"
+    assert [point["step"] for point in history.curve] == looks
+    assert history.curve[1]["train"] == pytest.approx((20 * 1.0 + 3 * 5.0) / 23) and history.curve[3]["train"] == 5.0
+
+
+@pytest.mark.parametrize("rate", [1e-9, 3.0])
+def test_rows_sorted_by_length_diverge_only_where_the_model_does(rate: float) -> None:
+    """Long easy rows first, short hard ones last: their losses differ by nats before any training."""
+    net = model()
+    trainer(net, steps=40, learning_rate=3e-3).run()
+
+    def loss(batch: Any) -> Tensor:
+        return response_loss(net, batch) + (4.0 if batch.ids.shape[1] < 10 else 0.0)
+
+    made = trainer(net, loss=loss, learning_rate=rate, evaluations=2)
+    rows = sorted(range(len(SAMPLES)), key=lambda row: -len(SAMPLES[row].ids))
+    made.batches = [(1, lambda row=row: pad(SAMPLES, [row])) for row in rows for _ in range(5)]
+    made.every = 20
+    history = made.run()
+    if rate < 1:
+        first, last = sum(history.losses[:8]) / 8, sum(history.losses[-8:]) / 8
+        assert last - first > 2, "the trap that this is about"
+        assert history.stopped == "finished" and len(history.losses) == 40
+    else:
+        assert history.stopped == "diverged" and "held-out loss has risen" in history.note
 
 
 def test_a_huge_learning_rate_ends_no_worse_than_it_began() -> None:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 WARMUP = 0.1  # share of the steps in which the learning rate rises
 CLIP = 1.0  # norm of the gradient
 BETAS = (0.9, 0.95)
-# Nats by which the mean loss of the last steps may exceed that of the first ones, and the held-out loss that before all
-# training, before it is called diverged.
-DIVERGED = 1.0
-RECENT = 8  # steps in that mean
+DIVERGED = 1.0  # nats by which the held-out loss may exceed that before all training
+# Training losses are of other rows at every step, and of long or short ones, so they cannot tell: where their mean over
+# RECENT steps is ALARM nats above all before the last look, the held-out rows are looked at early.
+ALARM, RECENT = 1.0, 8
 
 Reason = Literal["finished", "early stop", "diverged"]
 
@@ -69,7 +69,8 @@ class Trainer:
         evaluate: mean loss on held-out rows.
         watch: further figures for the curve, which decide nothing.
         learning_rate: the highest.
-        evaluations: how often the held-out loss is looked at, and a checkpoint written.
+        evaluations: how often the held-out loss is looked at, and a checkpoint written; more often where the training
+            loss rises.
         patience: evaluations without a better held-out loss before an early stop; None: never.
         directory: of the checkpoint; one that is there is gone on from.
         regrow: moves sparse entries between steps.
@@ -115,7 +116,8 @@ class Trainer:
                 self._train(self.batches[self.step][1]())
                 bar.advance(tokens[self.step])
                 self.step += 1
-                if self.history.stopped is None and (self.step % self.every == 0 or self.step == len(self.batches)):
+                due = self.step % self.every == 0 or self.step == len(self.batches)
+                if self.history.stopped is None and (due or self._alarmed()):
                     self._look(sum(tokens[: self.step]))
         self.history.stopped = self.history.stopped or "finished"
         self._set(self.best)
@@ -147,11 +149,15 @@ class Trainer:
             self.regrow.move(self.step + 1, self.optimizer)
         self._publish()
         self.history.losses.append(value)
-        losses = self.history.losses
-        if len(losses) >= 2 * RECENT:
-            rise = sum(losses[-RECENT:]) / RECENT - sum(losses[:RECENT]) / RECENT
-            if rise > DIVERGED:
-                self._diverged(f"the training loss has risen by {rise:.1f} nats at step {self.step + 1}")
+
+    def _alarmed(self) -> bool:
+        """Whether training losses are so much higher than before that the held-out rows must be asked now."""
+        losses, looked = self.history.losses, int(self.history.curve[-1]["step"])
+        if len(losses) < max(looked, RECENT) + RECENT:
+            return False
+        ends = range(RECENT, max(looked, RECENT) + 1)
+        highest = max(sum(losses[end - RECENT : end]) for end in ends) / RECENT
+        return sum(losses[-RECENT:]) / RECENT - highest > ALARM
 
     def _rate(self) -> float:
         """Share of the highest learning rate at this step: linear warm-up, then a cosine to nothing."""
@@ -180,7 +186,7 @@ class Trainer:
                 )
             self._diverged(f"the held-out loss is not a number after step {self.step}")
             return
-        recent = self.history.losses[-self.every :]
+        recent = self.history.losses[int(self.history.curve[-1]["step"]) if self.history.curve else 0 :]
         point = {"step": self.step, "tokens": tokens, "heldout": heldout, **self.watch()}
         if recent:
             point["train"] = sum(recent) / len(recent)
