@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from sentei import progress as progress_module
-from sentei.progress import Progress, TerminalProgress, duration
+from sentei.progress import Bar, Progress, TerminalProgress, duration, shown
 
 
 class Terminal(io.StringIO):
@@ -70,3 +72,24 @@ def test_an_error_inside_passes_through() -> None:
 )
 def test_duration(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_counts_are_whole_numbers_with_commas() -> None:
+    bar = Bar(total=4_000_000, unit="tokens")
+    bar.advance(1_234_567)
+    assert str(bar).startswith("1,234,567/4,000,000 tokens, about ")
+    half = Bar()
+    half.advance(0.5)
+    assert str(half) == "0.5"
+
+
+def test_the_api_shows_bars_on_a_terminal_and_in_a_notebook_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert type(shown(None)) is Progress
+    given = Progress()
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert isinstance(shown(None), TerminalProgress) and shown(given) is given
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert isinstance(shown(None), TerminalProgress)

@@ -46,13 +46,13 @@ class Bar:
         return max(0.0, self.seconds * (self.total - self.done) / self.done)
 
     def __str__(self) -> str:
-        count = f"{self.done:g}" + (f"/{self.total:g}" if self.total else "")
+        count = _count(self.done) + (f"/{_count(self.total)}" if self.total else "")
         left = "" if self.left is None or self.done == self.total else f", about {duration(self.left)} left"
         return f"{count} {self.unit}".rstrip() + left
 
 
 class Progress:
-    """Says nothing: the default everywhere.
+    """Says nothing: for callers that want no bar. What is called without a progress uses `shown`.
 
     Example:
         with progress.stage("measure", total=30, unit="blocks") as bar:
@@ -161,6 +161,24 @@ class TerminalProgress(Progress):
                 yield self._rich
             finally:
                 self._rich = None
+
+
+def shown(progress: Progress | None) -> Progress:
+    """The given progress; without one, bars where a person looks: on a terminal and in a notebook."""
+    if progress is not None:
+        return progress
+    return TerminalProgress() if sys.stderr.isatty() or _in_notebook() else Progress()
+
+
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook; nothing is imported to find out."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _count(value: float) -> str:
+    """A number of units: `1,234,567`, `0.5`."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import sentei
 from sentei.errors import InputError
 from sentei.files import atomic_dir, check_output, hash_file, hash_json, read_json, write_json
-from sentei.progress import Progress, TerminalProgress, duration
+from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
 from sentei.registry import Registry
 
@@ -115,7 +115,7 @@ def run(
         if resumable:
             hint = f"`sentei resume {out}` goes on with the run in it, --overwrite runs another recipe there"
         raise InputError(f"{out} exists and is not empty; {hint}") from error
-    return _Run(recipe, out, progress or Progress()).go()
+    return _Run(recipe, out, shown(progress)).go()
 
 
 def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, An
         raise InputError(
             f"{out} holds no run (recipe.yaml is missing); `sentei run recipe.yaml --out {out}` starts one"
         )
-    return _Run(Recipe.load(out / "recipe.yaml"), out, progress or Progress()).go()
+    return _Run(Recipe.load(out / "recipe.yaml"), out, shown(progress)).go()
 
 
 class _Run:
@@ -228,7 +228,8 @@ class _Run:
             from sentei.estimate import estimate
 
             tokens = {name: self.stages[name].tokens(recipe) for name in self.untold}
-            self.progress.say(f"  {estimate(loaded, tokens)}")
+            if any(tokens.values()):  # a run that goes on may have left only what takes no time
+                self.progress.say(f"  {estimate(loaded, tokens)}")
             self.untold = []
         return loaded
 

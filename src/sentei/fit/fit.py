@@ -26,7 +26,7 @@ from sentei.fit.workers import coding_for, evaluator
 from sentei.models.load import Loaded
 from sentei.models.save import save
 from sentei.plan import ModelShape, Plan
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.report.build import blocks
 from sentei.search.bisect import bisect
 from sentei.search.cache import Cache
@@ -96,7 +96,7 @@ def fit(
         raise InputError(
             f"search {search!r} counts params, FLOPs or bytes; for {settings.phase} time use --search evolve or path"
         )
-    progress, clock = progress or Progress(), _Clock()
+    progress, clock = shown(progress), _Clock()
     deadline = clock.started + 60 * minutes if minutes is not None else math.inf
     setup = set_up(loaded, task, out, tolerance=tolerance, settings=settings, progress=progress)
     clock.lap("set up")

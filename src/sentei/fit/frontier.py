@@ -15,7 +15,7 @@ from sentei.fit.fit import finite, sizes
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.models.load import Loaded
 from sentei.plan import Plan
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.prove.latency import LatencyTable, table_for
 from sentei.report.build import blocks
 
@@ -51,7 +51,7 @@ def frontier(
     """
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: {wrong[0]:g} must be between 0 and 1; 0.3 removes 30 %")
-    progress = progress or Progress()
+    progress = shown(progress)
     setup = set_up(loaded, task, out, tolerance=0.01, settings=settings or Settings(), progress=progress)
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"

@@ -22,7 +22,7 @@ from sentei.measure.profile import BlockStats, PartStats, Profile
 from sentei.measure.stream import PARTS, column_sum, embed, gram, part_linears, run_block, tap
 from sentei.models.load import as_loaded
 from sentei.plan import BlockShape, ModelShape
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 
 LOGIT_ROWS = 256  # rows of logits at a time: a chunk of the vocabulary's width stays in cache
 
@@ -61,7 +61,7 @@ def measure(
     shape = family.shape(net.config)
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
-    progress = progress or Progress()
+    progress = shown(progress)
     needed = _memory_needed(shape, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize)
     progress.say(f"  measure: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the model")
     with progress.stage("measure", total=len(shape.blocks) * (2 if len(picked) else 1), unit="blocks") as bar:

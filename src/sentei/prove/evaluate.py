@@ -17,6 +17,7 @@ from sentei.data.rows import stem
 from sentei.data.tasks import TaskSet, read_task
 from sentei.data.text import read_texts, token_windows
 from sentei.errors import InputError
+from sentei.progress import shown
 from sentei.prove.intervals import Interval, difference_interval
 from sentei.prove.memory import memory
 from sentei.prove.perplexity import Perplexity, perplexity
@@ -106,7 +107,7 @@ def evaluate(
     Raises:
         InputError: data, names or models that cannot be used, before the first model is loaded where possible.
     """
-    named = _by_name(texts)
+    progress, named = shown(progress), _by_name(texts)
     sets = read_tasks(tasks)
     sources = list(models) if isinstance(models, (list, tuple)) else [models]
     if not sources:

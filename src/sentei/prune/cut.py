@@ -25,7 +25,7 @@ from sentei.families.surgery import fill, kept, skeleton
 from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
 from sentei.models.load import as_loaded
 from sentei.plan import BlockPlan, Plan
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.prune.compensation import COMPENSATIONS, Compensation, Fit
 
 
@@ -66,7 +66,7 @@ def cut(
     windows = None
     if compensation is not COMPENSATIONS["none"] or plan.refine != "none":
         windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
-    progress = progress or Progress()
+    progress = shown(progress)
     if windows is not None:
         widest = max(max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks)
         needed = windows.ids.numel() * (2 * plan.dense.hidden + widest) * dense.dtype.itemsize

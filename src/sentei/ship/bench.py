@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sentei.errors import InputError, SenteiError
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.ship.engines import ENGINES, Timing
 from sentei.ship.parity import engine_for, read_facts
 
@@ -65,7 +65,7 @@ def bench(
     ids = random.Random(0).choices(range(_WORDS), k=prompt)
     total = (rounds + 1) * sum(len(group) for group in readers.values())
     runs = []
-    with (progress or Progress()).stage("bench", total=total, unit="runs") as bar:
+    with shown(progress).stage("bench", total=total, unit="runs") as bar:
         for name, group in readers.items():
             with _workers(name, group) as workers:
                 times: dict[Path, list[Timing]] = {path: [] for path in group}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentei.errors import InputError, QualityError
 from sentei.files import atomic_dir, atomic_file, check_output, write_json, write_text
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.base import Options, Route, worst_delta
 from sentei.ship.engines import ENGINES
@@ -65,7 +65,7 @@ def export(
         raise InputError(f"{loaded.name} cannot be exported to {to}: {reason}")
     facts = _write(route, loaded, path, wanted, overwrite)
     if check:
-        _quick_parity(loaded, path, facts, texts, progress or Progress())
+        _quick_parity(loaded, path, facts, texts, shown(progress))
     return facts
 
 

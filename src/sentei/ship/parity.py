@@ -14,7 +14,7 @@ import numpy as np
 
 from sentei.errors import InputError, unknown
 from sentei.files import read_json
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.engines import ENGINES, Engine, LogProbs, Session, Timing
 
@@ -208,7 +208,7 @@ def parity(
     prefill, decode = Compared(), Compared()
     with opened(runner, Path(export)) as session:
         limit = tolerance if tolerance is not None else _tolerance(session.dtype, facts)
-        with (progress or Progress()).stage(f"parity, {runner.name}", total=tokens, unit="tokens") as bar:
+        with shown(progress).stage(f"parity, {runner.name}", total=tokens, unit="tokens") as bar:
             for text, ids in windows:
                 wanted, start = reference_rows(reference, ids), max(len(ids) // 2, len(ids) - DECODED)
                 prefill.add(wanted, session.log_probs(ids), text=text, first=0, tolerance=limit)

@@ -15,7 +15,7 @@ from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.errors import InputError, unknown
 from sentei.files import atomic_dir, check_output, hash_json, work_dir, write_json, write_text
 from sentei.models.load import Loaded, context_length
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, Scores, score
 from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
@@ -76,7 +76,7 @@ def select(
     Raises:
         InputError: tokenizers that differ, an unreadable pool, a budget that the pool cannot fill.
     """
-    out, progress = check_output(Path(out), overwrite=overwrite), progress or Progress()
+    out, progress = check_output(Path(out), overwrite=overwrite), shown(progress)
     amount, names = Amount.parse(budget), _filters(find_strategy(strategy), filters, bool(target))
     same_tokens(dense, pruned)
     pool = pool if isinstance(pool, Pool) else read_pool(pool)

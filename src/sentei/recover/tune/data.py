@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,20 +144,27 @@ def task_samples(rows: Sequence[TaskRow], tokenizer: Any, length: int) -> list[S
 
 
 def plan_steps(data: TrainingData, tokens: int, batch_tokens: int, seed: int) -> list[list[int]]:
-    """Rows of each step, epoch after epoch, until the tokens are read."""
+    """Rows of each step, epoch after epoch: at most so many tokens, and less than one row short of them.
+
+    The last step takes what still fits; there is always one, at the least of the shortest row alone.
+    """
     if tokens < 1:
         raise InputError(f"tokens is {tokens}, expected at least 1")
     steps: list[list[int]] = []
-    left, epoch = tokens, 0
     lengths = [len(data.samples[row].ids) for row in data.train]
-    while left > 0:
+    left = tokens
+    for epoch in itertools.count():
         for batch in shuffled(lengths, batch_tokens, seed + epoch):
-            steps.append([data.train[i] for i in batch])
-            left -= sum(lengths[i] for i in batch)
-            if left <= 0:
-                break
-        epoch += 1
-    return steps
+            fitting = []
+            for i in batch:
+                if lengths[i] <= left:
+                    fitting.append(data.train[i])
+                    left -= lengths[i]
+            if fitting:
+                steps.append(fitting)
+            if len(fitting) < len(batch):
+                return steps or [[data.train[lengths.index(min(lengths))]]]
+    raise AssertionError("epochs do not end")
 
 
 def teach(

@@ -18,7 +18,7 @@ from sentei.data.task_file import TaskFile
 from sentei.data.text import token_windows
 from sentei.errors import InputError, unknown
 from sentei.models.load import Loaded, context_length
-from sentei.progress import Progress
+from sentei.progress import Progress, shown
 from sentei.prove.forward import evaluating
 from sentei.prove.perplexity import perplexity
 from sentei.recover.attention import short_attention
@@ -93,7 +93,7 @@ def tune(
         )
     from peft import PeftModel
 
-    chosen, progress = ADAPTERS[adapter], progress or Progress()
+    chosen, progress = ADAPTERS[adapter], shown(progress)
     rate = chosen.learning_rate if learning_rate is None else learning_rate
     if not 0 < rate < math.inf:
         raise InputError(f"--learning-rate {rate}: expected a finite number above 0")
