@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sentei.errors import InputError
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -88,8 +90,12 @@ class TerminalProgress(Progress):
         """Appends one event; a line is written whole, so that a killed run leaves at most one torn line."""
         if self.events is not None:
             line = json.dumps({"time": round(time.time(), 3), "event": kind, **values}, ensure_ascii=False)
-            with open(self.events, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            try:
+                with open(self.events, "a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                why = error.strerror or error
+                raise InputError(f"cannot write {self.events}: {why}; free space, or remove what is there") from error
 
     def say(self, text: str) -> None:
         """Prints one line, above the bars."""

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import sentei
 from sentei.errors import InputError
-from sentei.files import atomic_dir, check_output, hash_file, hash_json, read_json, write_json
+from sentei.files import atomic_dir, check_output, hash_file, hash_json, write_json
 from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
+from sentei.record import read_record
 from sentei.registry import Registry
+from sentei.schema import read
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
@@ -158,7 +160,7 @@ class _Run:
                 if fresh and not any(path.exists() for path in self.dirs.values()):
                     shutil.rmtree(self.out)  # nothing was done that a resume could use
                 raise
-        report: dict[str, Any] = read_json(self.out / "report.json")
+        report: dict[str, Any] = read(self.out / "report.json", dict[str, Any])
         return report
 
     def _keys(self) -> dict[str, str]:
@@ -170,7 +172,7 @@ class _Run:
 
     def _done(self, name: str, key: str) -> bool:
         record = self.dirs[name] / "stage.json"
-        return record.is_file() and read_json(record).get("key") == key
+        return record.exists() and read_record(self.dirs[name])["key"] == key
 
     def _work(self, name: str, key: str) -> Path:
         return self.out / "work" / f"{name}-{key[:12]}"

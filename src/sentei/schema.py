@@ -10,9 +10,10 @@ import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
 from sentei.errors import InputError, nearest, one_line
 from sentei.files import JSONError, check_value, read_json, read_utf8
@@ -39,6 +40,8 @@ EXACT = ConfigDict(strict=True, extra="allow")
 def parse(kind: type[T], value: Any, where: str, mend: str = "") -> T:
     """Validates `value` as `kind`; an error names the place, the key, what was got, and the nearest known key.
 
+    What is a dict or a list stays the very value that was read, with what else is in it and in its order.
+
     Args:
         kind: a pydantic model or a type that pydantic knows.
         value: as read.
@@ -50,7 +53,7 @@ def parse(kind: type[T], value: Any, where: str, mend: str = "") -> T:
     """
     try:
         checked: T = _adapter(kind).validate_python(value)
-        return checked
+        return value if is_typeddict(kind) or get_origin(kind) is not None else checked
     except ValidationError as error:
         found = error.errors()
         first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a typo explains what is missing

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei import estimate
-from sentei.files import read_json, write_json, write_text
+from sentei.files import write_json, write_text
 from sentei.recipe import Prune, Recipe
+from sentei.record import read_record
 from sentei.run import Context, Stage, fingerprint
 
 if TYPE_CHECKING:
@@ -154,20 +155,22 @@ def _report(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
     from sentei.plan import Plan
     from sentei.report.build import build
+    from sentei.report.format_run import Evidence, Exported
     from sentei.report.html import render
     from sentei.report.recovery import collect
+    from sentei.schema import read
 
     stages = context.before
-    seconds = {name: read_json(path / "stage.json")["seconds"] for name, path in stages.items()}
+    seconds = {name: read_record(path)["seconds"] for name, path in stages.items()}
     recovery = None
     if context.recipe.recover is not None:
         recovery = collect(context.recipe.recover, stages["select"], stages["tune"], stages["compare"], seconds)
-    exports = read_json(stages["ship"] / "exports.json") if "ship" in stages else []
+    exports = read(stages["ship"] / "exports.json", list[Exported]) if "ship" in stages else []
     report = build(
         recipe=context.recipe,
         profile=Profile.load(stages["measure"] / "profile"),
         plan=Plan.load(stages["plan"] / "plan.json"),
-        evidence=read_json(stages["prove"] / "evidence.json"),
+        evidence=read(stages["prove"] / "evidence.json", Evidence),
         seconds=seconds,
         recovery=recovery,
         exports=exports,

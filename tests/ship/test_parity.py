@@ -14,7 +14,8 @@ from sentei.ship import parity as parity_module
 from sentei.ship.engines import Timing
 from sentei.ship.engines.transformers import ENGINE, own_code
 from sentei.ship.export import export, listing, load_for, record
-from sentei.ship.parity import Compared, engine_for, facts_path, parity, read_facts, reference_rows, text_windows
+from sentei.ship.facts import facts_path, read_facts
+from sentei.ship.parity import Compared, engine_for, parity, reference_rows, text_windows
 from ship.shipping import TEXTS, loaded, randomly_cut
 from tiny import tiny_model, tiny_tokenizer
 

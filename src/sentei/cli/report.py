@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,28 +13,33 @@ from sentei.cli.run import show_report
 
 
 def report_command(
-    run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of `sentei run`.")],
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of `sentei run`, `fit` or `frontier`.")],
     format: FormatOption = Format.text,
 ) -> None:
-    """Show a finished run again, and make its report.html anew from report.json."""
-    from sentei.errors import InputError
-    from sentei.files import read_json, write_text
+    """Show a finished run, fit or frontier again, and make its page anew."""
+    from sentei.files import write_text
+    from sentei.report import fit, frontier
+    from sentei.report.formats import read_report
     from sentei.report.html import render
 
-    path = run_directory / "report.json"
-    if not path.is_file():
-        begun = (run_directory / "recipe.yaml").is_file()
-        hint = f"`sentei resume {run_directory}` finishes the run" if begun else "it holds no run"
-        raise InputError(f"{run_directory} has no report.json; {hint}")
-    report = read_json(path)
+    kind, report = read_report(_find(directory))
+    page = directory / ("frontier.html" if kind == "frontier" else "report.html")
+    write_text(page, {"run": render, "fit": fit.render, "frontier": frontier.render}[kind](report))
     if format is Format.json:
         print_json(report)
-        return
-    if report.get("kind") == "fit":
-        from sentei.report import fit
+    elif kind == "run":
+        show_report(directory, report)
+    else:
+        typer.echo(f"{(fit if kind == 'fit' else frontier).summary(report)}\n{page} shows it")
 
-        write_text(run_directory / "report.html", fit.render(report))
-        typer.echo(fit.summary(report))
-        return
-    write_text(run_directory / "report.html", render(report))
-    show_report(run_directory, report)
+
+def _find(directory: Path) -> Path:
+    """report.json or frontier.json in a directory."""
+    from sentei.errors import InputError
+
+    for name in ("report.json", "frontier.json"):
+        if os.path.lexists(directory / name):
+            return directory / name
+    begun = os.path.lexists(directory / "recipe.yaml")
+    hint = f"`sentei resume {directory}` finishes the run" if begun else "it holds no run, fit or frontier"
+    raise InputError(f"{directory} has neither report.json nor frontier.json; {hint}")

@@ -38,12 +38,14 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
         QualityError: the tuning diverged; the run is complete, with the best state before that.
     """
     from sentei.errors import QualityError
+    from sentei.report.formats import read_report
 
     try:
-        report = work()
+        work()
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; `sentei resume {out}` goes on where it was", err=True)
         raise typer.Exit(130) from None
+    report = read_report(out / "report.json", ("run",))[1]
     if format is Format.json:
         print_json(report)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import sentei
 from sentei.data.task_file import TaskFile
 from sentei.errors import InfeasibleError, InputError
-from sentei.files import read_json, write_json
+from sentei.files import write_json
 from sentei.fit.cuts import Cutter
 from sentei.fit.fit import finite, sizes
 from sentei.fit.setup import Settings, Setup, about, set_up
@@ -18,6 +18,7 @@ from sentei.plan import Plan
 from sentei.progress import Progress, shown
 from sentei.prove.latency import LatencyTable, table_for
 from sentei.report.build import blocks
+from sentei.report.formats import read_report
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -55,7 +56,7 @@ def frontier(
     setup = set_up(loaded, task, out, tolerance=0.01, settings=settings or Settings(), progress=progress)
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"
-    known = {point.get("plan"): point for point in read_json(path)["points"]} if path.exists() else {}
+    known = _known(path) if path.exists() else {}
     report: dict[str, Any] = {
         "schema_version": 1,
         "sentei": sentei.__version__,
@@ -80,6 +81,12 @@ def frontier(
     if missing:
         progress.say(f"  frontier: no legal model has {', '.join(missing)} removed")
     return report
+
+
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """Points of an interrupted run, by plan."""
+    points = read_report(path, ("frontier",))[1]["points"]
+    return {point["plan"]: point for point in points if "plan" in point}
 
 
 def _dense(setup: Setup, latency: LatencyTable | None) -> dict[str, Any]:

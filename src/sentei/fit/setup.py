@@ -15,7 +15,7 @@ from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import chance, read_rows
 from sentei.data.windows import Windows
 from sentei.errors import InputError, unknown
-from sentei.files import check_output, hash_json, read_json, write_json
+from sentei.files import check_output, hash_json, write_json
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
 from sentei.models.load import Loaded
@@ -29,7 +29,7 @@ from sentei.prune.methods import KINDS
 from sentei.prune.planning import menus_for, plan_of
 from sentei.recover.tune.adapters.files import merge
 from sentei.recover.tune.tune import tune
-from sentei.schema import parse
+from sentei.schema import parse, read
 from sentei.search.goal import Goal
 
 LENGTH = 512  # tokens of a calibration row at most
@@ -242,7 +242,7 @@ def claim(out: Path, *, overwrite: bool = False) -> None:
 def _claim(out: Path, identity: str) -> None:
     """One run per directory."""
     path = out / RUN
-    if path.exists() and read_json(path).get("identity") != identity:
+    if path.exists() and read(path, dict[str, Any]).get("identity") != identity:
         raise InputError(f"{out} holds a run of another model, task or setting; choose another --out, or --overwrite")
     write_json(path, {"schema_version": 1, "identity": identity})
 

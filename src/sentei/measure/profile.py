@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sentei.errors import InputError
+from sentei.errors import InputError, one_line
 from sentei.files import atomic_dir, hash_json, read_json, write_json
+from sentei.measure.stored import Head, check_tensors
 from sentei.plan import ModelShape
 from sentei.schema import parse
 
@@ -136,26 +137,28 @@ class Profile:
         path = Path(path)
         if not (path / "profile.json").is_file():
             raise InputError(f"{path} holds no profile (profile.json is missing); make one with `sentei measure`")
-        head = read_json(path / "profile.json")
-        if head.get("schema_version") != PROFILE_VERSION:
+        value = read_json(path / "profile.json")
+        if isinstance(value, dict) and value.get("schema_version", PROFILE_VERSION) != PROFILE_VERSION:
             raise InputError(
-                f"{path} is a profile of version {head.get('schema_version')}, this sentei reads {PROFILE_VERSION}"
+                f"{path} is a profile of version {value['schema_version']!r:.80}, this sentei reads {PROFILE_VERSION}"
             )
+        head = parse(Head, value, str(path / "profile.json"), "measure again")
+        file = path / "profile.safetensors"
         try:
-            tensors = load_file(path / "profile.safetensors")
+            tensors = load_file(file)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{path / 'profile.safetensors'} cannot be read ({error}); measure again") from error
+            raise InputError(f"{file} cannot be read ({one_line(error)}); measure again") from error
+        check_tensors(tensors, head, file)
         blocks = []
-        for i, row in enumerate(head["blocks"]):
+        for i, row in enumerate(head.blocks):
             parts: dict[str, PartStats | None] = {}
-            for name in ("attention", "ffn"):
+            for name, energy in (("attention", row.attention_energy), ("ffn", row.ffn_energy)):
                 prefix = f"{i}.{name}."
                 own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                parts[name] = _unpack(own, row[f"{name}_energy"]) if own else None
-            blocks.append(BlockStats(angle=row["angle"], **parts))
-        shape = parse(ModelShape, head["shape"], str(path / "profile.json"))
-        keys = ("model_digest", "data_digest", "tokens", "window", "gradient_tokens", "info")
-        return cls(shape=shape, blocks=blocks, **{key: head[key] for key in keys})
+                parts[name] = None if energy is None else _unpack(own, energy)
+            blocks.append(BlockStats(angle=row.angle, **parts))
+        keys = ("shape", "model_digest", "data_digest", "tokens", "window", "gradient_tokens", "info")
+        return cls(blocks=blocks, **{key: getattr(head, key) for key in keys})
 
 
 SYMMETRIC = ("gram", "input_gram", "output_grad")

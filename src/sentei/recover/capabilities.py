@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from sentei.data.chat import encode
-from sentei.data.rows import read_jsonl
+from sentei.errors import InputError
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.prove.intervals import Interval, bootstrap, ratio_bootstrap
+from sentei.recover.select.about import read_manifest
 from sentei.recover.select.budget import split
 from sentei.recover.select.damage import score
 from sentei.recover.select.selection import Selection
@@ -49,8 +50,10 @@ def compare(
     Returns:
         `{"capabilities": […], "overall": {…}, "notes": [text]}`, see `came_back`.
     """
-    table = [row for _, row in read_jsonl(selection.directory / "manifest.jsonl")]
+    table = read_manifest(selection.directory)
     names = selection.about["clusters"]["names"]
+    if wrong := [row["cluster"] for row in table if row["cluster"] >= len(names)]:
+        raise InputError(f"{selection.directory}: a row of cluster {wrong[0]}, there are {len(names)}; select again")
     chosen = held_out(table, len(names), rows, seed)
     after: list[float] = []
     if chosen:

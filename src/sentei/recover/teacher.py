@@ -30,8 +30,12 @@ class Teacher:
         for path, file in open_shards(directory):
             if "top_ids" not in file.keys():  # noqa: SIM118 - not a dict
                 raise InputError(f"{path} holds no teacher's tokens: the scoring kept none; select again with --top 16")
-            ends = np.cumsum(file.get_tensor("counts"))
-            starts = ends - file.get_tensor("counts")
+            counts = file.get_tensor("counts") if "counts" in file.keys() else np.zeros(0, np.int64)  # noqa: SIM118
+            ends = np.cumsum(counts)
+            starts = ends - counts
+            kept = {file.get_slice(name).get_shape()[0] for name in ("top_ids", "top_logp")}
+            if len(counts) != len(file.get_tensor("rows")) or kept != {int(counts.sum())}:
+                raise InputError(f"{path}: rows, counts and tokens do not belong together; select again with --top 16")
             for row, start, end in zip(file.get_tensor("rows"), starts, ends, strict=True):
                 self._place[int(row)] = (len(self._files), int(start), int(end))
             self._files.append(file)

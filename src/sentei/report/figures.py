@@ -100,10 +100,10 @@ def scaled(value: float, steps: Sequence[str] = ("", "k", "M", "G", "T")) -> str
 
 def show(value: float | None, unit: str) -> str:
     """A value with its unit in words."""
-    return "–" if value is None else _SHOW[unit](value)
+    return "–" if value is None else UNITS[unit](value)
 
 
-_SHOW: dict[str, Callable[[float], str]] = {
+UNITS: dict[str, Callable[[float], str]] = {
     "parameters": scaled,
     "ratio": lambda v: f"×{v:.2f}" if v < 10 else f"×{v:,.1f}",
     "nats": lambda v: f"{v:.4f} nats",

@@ -7,13 +7,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sentei.data.rows import read_jsonl
-from sentei.files import read_json
 from sentei.progress import duration
 from sentei.recipe import Recover
+from sentei.recover.select.about import read_about, read_manifest
 from sentei.report import picture
 from sentei.report.figures import scaled
+from sentei.report.format_run import Capabilities, Tune
 from sentei.report.page import scrolled
+from sentei.schema import read
 
 
 def collect(recover: Recover, select: Path, tune: Path, compare: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
@@ -32,13 +33,13 @@ def collect(recover: Recover, select: Path, tune: Path, compare: Path, seconds: 
         "tune"}, "trained_tokens", "scored_tokens" (each read by both models), "watt_hours", "money", "currency"}`; the
         estimates are there where watts and a price are given.
     """
-    about, record = read_json(select / "selection.json"), read_json(tune / "model" / "tune.json")
+    about, record = read_about(select), read(tune / "model" / "tune.json", Tune)
     spent = {name: seconds[name] for name in ("select", "tune")}
     hours = sum(spent.values()) / 3600
     cost: dict[str, Any] = {
         "seconds": spent,
         "trained_tokens": record["tokens"],
-        "scored_tokens": sum(row["tokens"] for _, row in read_jsonl(select / "manifest.jsonl")),
+        "scored_tokens": sum(row["tokens"] for row in read_manifest(select)),
     }
     if recover.watts is not None:
         cost |= {"watt_hours": hours * recover.watts}
@@ -50,7 +51,7 @@ def collect(recover: Recover, select: Path, tune: Path, compare: Path, seconds: 
         "budget": about["budget"],
         "filters": about["filters"],
         "tune": record,
-        **read_json(compare / "capabilities.json"),
+        **read(compare / "capabilities.json", Capabilities),
         "cost": cost,
     }
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentei.errors import InputError
+from sentei.files import loads
 from sentei.prune.space import Genome, Space
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Cache:
             return
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                row = json.loads(line)
+                row = loads(line.decode())
                 if number > 1:
                     parts = {name: row[name] for name in ("score", "loss", "weight")}
                     self._keep(tuple(row["genome"]), row["start"], parts)

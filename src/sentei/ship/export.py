@@ -12,7 +12,8 @@ from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.base import Options, Route, worst_delta
 from sentei.ship.engines import ENGINES
-from sentei.ship.parity import COMPUTED, facts_path, parity, read_facts
+from sentei.ship.facts import facts_path, read_facts
+from sentei.ship.parity import COMPUTED, parity
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded

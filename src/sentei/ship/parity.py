@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentei.errors import InputError, unknown
-from sentei.files import read_json
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.engines import ENGINES, Engine, LogProbs, Session, Timing
+from sentei.ship.facts import read_facts
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
 
-__all__ = ["ENGINES", "Engine", "LogProbs", "Parity", "Session", "Timing", "engine_for", "facts_path", "parity"]
+__all__ = ["ENGINES", "Engine", "LogProbs", "Parity", "Session", "Timing", "engine_for", "parity"]
 
 LENGTHS = (16, 128, 512)
 TOKENS = 2000
@@ -114,27 +114,6 @@ class Parity:
         return (
             f"parity: FAILED, {line}; tolerance {self.tolerance:.0e}; {where} ({name}); {flips} likeliest words differ"
         )
-
-
-def facts_path(export: Path) -> Path:
-    """Where the facts of an export are: in the directory, or beside the file."""
-    return export / "export.json" if export.is_dir() else export.with_name(f"{export.name}.json")
-
-
-def read_facts(export: Path) -> dict[str, Any]:
-    """The facts of an export.
-
-    Raises:
-        InputError: nothing there, or not made by `sentei export`.
-    """
-    if not export.exists():
-        raise InputError(f"{export} does not exist; make it with sentei export MODEL --to … --out {export}")
-    if not facts_path(export).exists():
-        raise InputError(f"{facts_path(export)} is missing, so {export} is no export of sentei; export the model again")
-    facts = read_json(facts_path(export))
-    if not isinstance(facts, dict) or facts.get("route") not in ROUTES:
-        raise InputError(f"{facts_path(export)} names no known route; export the model again")
-    return facts
 
 
 def engine_for(facts: dict[str, Any], name: str | None = None) -> Engine:

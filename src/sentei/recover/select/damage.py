@@ -121,11 +121,16 @@ def score(
 def read_scores(directory: Path, rows: int) -> Scores:
     """The scores of a pool of `rows` rows from the shards of a directory."""
     found = {field.name: np.full(rows, np.nan, np.float32) for field in fields(Scores)}
-    for _, shard in open_shards(directory):
+    for path, shard in open_shards(directory):
         where = shard.get_tensor("rows")
+        if len(where) and not (where.min() >= 0 and where.max() < rows):
+            raise InputError(f"{path} scores row {where.max()}, and there are {rows:,}; it is of another pool")
         known = set(shard.keys())  # selections made before a score was thought of do without it
         for name in known & set(found):
-            found[name][where] = shard.get_tensor(name)
+            values = shard.get_tensor(name)
+            if values.shape != where.shape:
+                raise InputError(f"{path}: {name} has shape {values.shape}, expected {where.shape}; score again")
+            found[name][where] = values
     return Scores(**found)
 
 
@@ -138,8 +143,10 @@ def open_shards(directory: Path) -> Iterator[tuple[Path, Any]]:
     for path in sorted(directory.glob("scores-*.safetensors")):
         try:
             shard = safe_open(path, framework="np")
-        except SafetensorError as error:
+        except (OSError, SafetensorError) as error:
             raise InputError(f"{path} is truncated or corrupt ({error}); delete it and score again") from error
+        if "rows" not in shard.keys() or shard.get_slice("rows").get_dtype() != "I64":  # noqa: SIM118 - not a dict
+            raise InputError(f"{path} does not say which rows it scores; delete it and score again")
         yield path, shard
 
 

@@ -16,6 +16,7 @@ from sentei.errors import InputError, unknown
 from sentei.files import atomic_dir, check_output, hash_json, work_dir, write_json, write_text
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress, shown
+from sentei.recover.select.about import SCHEMA
 from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, Scores, score
 from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
@@ -23,7 +24,7 @@ from sentei.recover.select.filters.contradiction import rivals
 from sentei.recover.select.names import keywords
 from sentei.recover.select.pair import doubts, same_tokens
 from sentei.recover.select.picking import Amount, pick
-from sentei.recover.select.selection import SCHEMA, Scored, Selection, write_rows, write_scored
+from sentei.recover.select.selection import Scored, Selection, write_rows, write_scored
 from sentei.recover.select.strategies import STRATEGIES, Candidates, Strategy
 
 LENGTH = 512

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from sentei.data.pools import Pool, read_pool
-from sentei.errors import InputError
-from sentei.files import read_json, write_json, write_text
+from sentei.errors import InputError, one_line
+from sentei.files import write_json, write_text
+from sentei.recover.select.about import read_about
 from sentei.recover.select.damage import Scores, read_scores
+from sentei.schema import read
 
-SCHEMA = 1
 POOL = "pool.jsonl.gz"
 SCORES = "scores"
 
@@ -74,14 +76,7 @@ class Selection:
             InputError: the directory holds none, or one of another version.
         """
         directory = Path(directory)
-        if not (directory / "selection.json").is_file():
-            raise InputError(f"{directory} holds no selection (selection.json is missing); `sentei select` makes one")
-        about = read_json(directory / "selection.json")
-        if about.get("schema_version") != SCHEMA:
-            raise InputError(
-                f"{directory}/selection.json has schema_version {about.get('schema_version')}, expected {SCHEMA}; "
-                "select again with this version of sentei"
-            )
+        about = read_about(directory)
         for name in (POOL, "clusters.safetensors", "rejections.json", SCORES):
             if not (directory / name).exists():
                 raise InputError(f"{directory} is not complete: {name} is missing; copy the whole directory")
@@ -90,7 +85,13 @@ class Selection:
     def scored(self) -> Scored:
         """What the selection was made from."""
         pool = read_pool(self.directory / POOL, format=self.about["pool"]["format"])
-        arrays = load_file(self.directory / "clusters.safetensors")
+        rows, clusters = len(pool.rows), len(self.about["clusters"]["names"])
+        if rows != self.about["pool"]["rows"]:
+            raise InputError(
+                f"{self.directory / POOL} has {rows:,} rows, selection.json says {self.about['pool']['rows']:,}; "
+                "copy the whole directory again"
+            )
+        arrays = _arrays(self.directory / "clusters.safetensors", rows, clusters)
         about = {key: self.about[key] for key in ("models", "scoring", "filters", "notes", "clusters")}
         return Scored(
             Pool(pool.rows, pool.format, self.about["pool"]["source"]),
@@ -98,11 +99,37 @@ class Selection:
             arrays["tokens"],
             arrays["labels"],
             arrays["coordinates"],
-            read_json(self.directory / "rejections.json"),
+            _rejections(self.directory / "rejections.json", rows),
             arrays.get("target"),
             about,
             self.directory / SCORES,
         )
+
+
+def _arrays(path: Path, rows: int, clusters: int) -> dict[str, NDArray[Any]]:
+    """clusters.safetensors, of so many rows."""
+    try:
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is truncated or corrupt ({one_line(error)}); select again") from error
+    expected = {"tokens": (rows,), "labels": (rows,), "coordinates": (rows, 2)}
+    expected |= {"target": (clusters,)} if "target" in arrays else {}
+    for name, shape in expected.items():
+        got = tuple(arrays[name].shape) if name in arrays else "nothing"
+        if got != shape:
+            raise InputError(f"{path}: {name}: expected shape {shape}, got {got}; select again")
+        if not np.isfinite(arrays[name]).all():
+            raise InputError(f"{path}: {name} has values that are not finite; select again")
+    if rows and not (arrays["labels"].min() >= 0 and arrays["labels"].max() < clusters):
+        raise InputError(f"{path}: labels: expected 0 to {clusters - 1}, the clusters of selection.json; select again")
+    return arrays
+
+
+def _rejections(path: Path, rows: int) -> list[str | None]:
+    found = read(path, list[str | None], "select again")
+    if len(found) != rows:
+        raise InputError(f"{path}: expected {rows:,} entries, one for each row of the pool, got {len(found):,}")
+    return found
 
 
 def write_scored(scored: Scored, directory: Path) -> None:

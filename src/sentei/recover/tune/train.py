@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sentei.data.batches import Batch
 from sentei.errors import InputError
-from sentei.files import atomic_file, read_json, write_json
+from sentei.files import atomic_file, write_json
 from sentei.progress import Progress
+from sentei.recover.tune.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from sentei.recover.tune.regrow import Regrow
@@ -246,11 +247,13 @@ class Trainer:
         """Goes back to the checkpoint, if there is one."""
         if self.directory is None or not (self.directory / "state.json").exists():
             return
-        state = read_json(self.directory / "state.json")
-        tensors = load_file(self.directory / state["file"])
+        names = [*self.names, *self.buffers]
+        expected = {f"best.{name}": value for name, value in zip(names, self._kept(), strict=True)}
+        expected |= {f"value.{name}": value for name, value in zip(self.names, self.masters, strict=True)}
+        expected |= {f"buffer.{name}": value for name, value in self.buffers.items()}
+        state, tensors = read_checkpoint(self.directory, expected)
         self.step = state["step"]
         self.history = History(state["curve"], state["losses"], state["stopped"], state["note"])
-        names = [*self.names, *self.buffers]
         self.best = [tensors[f"best.{name}"].to(t.device) for name, t in zip(names, self._kept(), strict=True)]
         if self.regrow:
             self.regrow.restore({k.removeprefix("regrow."): v for k, v in tensors.items() if k.startswith("regrow.")})

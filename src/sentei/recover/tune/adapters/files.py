@@ -13,18 +13,38 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from sentei.errors import InputError, one_line
-from sentei.files import atomic_dir, read_json, write_json
+from sentei.files import atomic_dir, write_json
 from sentei.recover.tune.adapters.base import linears
 from sentei.recover.tune.adapters.layer import SparseLoraLinear, attach
 from sentei.recover.tune.allocate import Share
+from sentei.schema import EXACT, Count, Size, read
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS, CONFIG, SHARES = "adapter_model.safetensors", "adapter_config.json", "sentei_adapter.json"
 NAME = "default"  # peft's name for the only adapter
+
+
+class ModuleShare(TypedDict):
+    """What a module has of an adapter."""
+
+    __pydantic_config__ = EXACT  # type: ignore[misc]
+
+    shape: list[Size]
+    rank: Size
+    entries: Count
+
+
+class Shares(TypedDict):
+    """sentei_adapter.json."""
+
+    __pydantic_config__ = EXACT  # type: ignore[misc]
+
+    modules: dict[str, ModuleShare]
 
 
 def save_adapter(model: nn.Module, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -66,11 +86,11 @@ def load_adapter(model: PreTrainedModel, directory: str | Path, *, train: bool =
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
             raise InputError(f"{directory} has no {file}; an adapter that `sentei tune` saved has one")
-    read_json(directory / CONFIG)
+    read(directory / CONFIG, dict[str, Any], "tune again")
     try:
         config = PeftConfig.from_pretrained(str(directory))
         state = load_file(directory / WEIGHTS)
-    except (ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError) as error:
         raise InputError(f"{directory} cannot be read as an adapter: {one_line(error)}") from error
     config.inference_mode = not train
     config.base_model_name_or_path = None  # the model may have moved since; peft sets it anew
@@ -127,14 +147,14 @@ def _as_lora(config: PeftConfig, directory: Path) -> LoraConfig:
 def _read_shares(model: nn.Module, path: Path) -> dict[str, Share]:
     known = {name: [*linear.weight.shape] for name, linear in linears(model).items()}
     shares = {}
-    try:
-        for name, share in read_json(path)["modules"].items():
-            if known.get(name) != share["shape"]:
-                raise InputError(
-                    f"{path}: {name} is {share['shape']}, in this model {known.get(name, 'absent')}; "
-                    "use the model that the adapter was trained for"
-                )
-            shares[name] = Share(share["rank"], torch.zeros(share["entries"], dtype=torch.int64))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} does not say shape, rank and entries of every module: {one_line(error)}") from error
+    for name, share in read(path, Shares, "tune again")["modules"].items():
+        shape = known.get(name)
+        if shape != share["shape"]:
+            raise InputError(
+                f"{path}: {name} is {share['shape']}, in this model {shape or 'absent'}; "
+                "use the model that the adapter was trained for"
+            )
+        if share["rank"] > min(shape) or share["entries"] > shape[0] * shape[1]:
+            raise InputError(f"{path}: {name} has rank {share['rank']}, {share['entries']} entries: more than {shape}")
+        shares[name] = Share(share["rank"], torch.zeros(share["entries"], dtype=torch.int64))
     return shares

@@ -1,0 +1,298 @@
+"""The report of a run as types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+from typing_extensions import NotRequired
+
+from sentei.errors import unknown
+from sentei.report.figures import UNITS
+from sentei.report.format_parts import BlockRow, Exact, Maybe
+from sentei.schema import Count, Interval, Number
+
+
+def _unit(name: str) -> str:
+    if name not in UNITS:
+        raise ValueError(str(unknown("unit", name, UNITS)))
+    return name
+
+
+Unit = Annotated[str, AfterValidator(_unit)]
+
+
+class ChangeRow(Exact):
+    """`figures.Change`."""
+
+    value: Number
+    interval: Interval | None
+    kind: Literal["ratio", "points"]
+
+
+class FigureRow(Exact):
+    """`figures.Figure`."""
+
+    group: Literal["size", "perplexity", "tasks", "speed", "memory"]
+    name: str
+    unit: Unit
+    better: Literal["higher", "lower"]
+    values: list[Maybe]
+    intervals: list[Interval | None]
+    samples: str
+    changes: list[ChangeRow | None]
+    steps: NotRequired[list[ChangeRow | None]]
+
+
+class Mean(Exact):
+    """A damage with its interval."""
+
+    value: Maybe
+    interval: Interval | None
+
+
+class Damages(Exact):
+    """Damage before and after recovery."""
+
+    rows: Count
+    before: Mean
+    after: Mean
+    came_back: Maybe
+    interval: Interval | None
+
+
+class Capability(Damages):
+    """Of one capability."""
+
+    name: str
+    pool_rows: Count
+    selected: Count
+    share: Number
+
+
+class CurvePoint(Exact):
+    """Of the recovery curve."""
+
+    tokens: Number
+    heldout: Number
+
+
+class Tune(Exact):
+    """tune.json."""
+
+    adapter: str
+    trainable_params: Count
+    loss: str
+    tokens: Count
+    stopped: str
+    note: str
+    recommendation: str
+    curve: Annotated[list[CurvePoint], Field(min_length=1)]
+
+
+class Pool(Exact):
+    """What rows were selected from."""
+
+    source: str
+    rows: Count
+
+
+class Amount(Exact):
+    """What was selected."""
+
+    selected: Count
+    tokens: Count
+
+
+class Capabilities(Exact):
+    """capabilities.json."""
+
+    capabilities: list[Capability]
+    overall: Damages
+    notes: list[str]
+
+
+class Cost(Exact):
+    """What recovery cost."""
+
+    seconds: dict[str, Number]
+    trained_tokens: Count
+    scored_tokens: Count
+    watt_hours: NotRequired[Number]
+    money: NotRequired[Number]
+    currency: NotRequired[str]
+
+
+class Recovery(Capabilities):
+    """What recovery did."""
+
+    pool: Pool
+    strategy: str
+    budget: Amount
+    tune: Tune
+    cost: Cost
+
+
+class Proof(Exact):
+    """A parity check."""
+
+    passed: bool
+    version: str
+    prefill: dict[str, Any]
+    decode: dict[str, Any]
+
+
+class Timed(Exact):
+    """The speed of an export."""
+
+    dense_bytes: Count
+
+
+class Exported(Exact):
+    """One file of exports.json."""
+
+    file: str
+    route: str
+    dtype: str
+    bytes: Annotated[int, Field(gt=0)]
+    padding_bytes: Count
+    engines: list[str]
+    serve: dict[str, str]
+    parity: dict[str, Proof]
+    not_run: dict[str, str]
+    speed: Timed | None
+
+
+class Prediction(Exact):
+    """A figure of the plan beside what was measured."""
+
+    name: str
+    unit: Unit
+    predicted: Number
+    measured: Number
+    note: str
+
+
+class Method(Exact):
+    """How it was pruned."""
+
+    name: str
+    score: str
+    allocation: str
+    compensation: str
+    line: str
+    paper: str
+
+
+class Calibration(Exact):
+    """The calibration data."""
+
+    data: str
+    tokens: Count
+    window: Count
+    gradient_tokens: Count
+
+
+class Proven(Exact):
+    """What was measured, and how much of it."""
+
+    texts: list[str]
+    window: Count
+    windows: Count | None
+    limit: Count | None
+    speed: bool
+
+
+class Protocol(Exact):
+    """How it was measured."""
+
+    calibration: Calibration
+    prove: Proven
+    dtype: str
+    seed: Count
+    machine: dict[str, Any]
+    hashes: dict[str, str]
+
+
+class Words(Exact):
+    """The budget."""
+
+    words: str
+
+
+class RunReport(Exact):
+    """Of `sentei run`."""
+
+    sentei: str
+    model: str
+    budget: Words
+    method: Method
+    models: Annotated[dict[str, Any], Field(min_length=2, max_length=3)]
+    figures: list[FigureRow]
+    average_accuracy: dict[str, Number]
+    blocks: list[BlockRow]
+    predictions: list[Prediction]
+    protocol: Protocol
+    seconds: dict[str, Number]
+    recipe: dict[str, Any]
+    recovery: NotRequired[Recovery]
+    exports: NotRequired[list[Exported]]
+
+
+class Cell(Exact):
+    """A figure of one model on one text or task."""
+
+    value: NotRequired[Maybe]
+    acc: NotRequired[Maybe]
+    n: NotRequired[Count]
+    tokens: NotRequired[Count]
+    interval: NotRequired[Interval | None]
+
+
+class Against(Exact):
+    """A figure of one model against another's."""
+
+    ratio: NotRequired[Maybe]
+    difference: NotRequired[Maybe]
+    interval: NotRequired[Interval | None]
+
+
+class Evaluated(Exact):
+    """What `evaluate` says of one model."""
+
+    params: Count
+    block_params: Count
+    perplexity: NotRequired[dict[str, Cell] | None]
+    tasks: NotRequired[dict[str, Cell] | None]
+    speed: NotRequired[dict[str, Maybe | Interval] | None]
+    memory: NotRequired[dict[str, Any] | None]
+
+
+class Comparison(Exact):
+    """What it says of one model against another."""
+
+    perplexity: NotRequired[dict[str, Against] | None]
+    tasks: NotRequired[dict[str, Against] | None]
+    speed: NotRequired[dict[str, Against | None] | None]
+
+
+class Evidence(Exact):
+    """evidence.json."""
+
+    models: Annotated[list[Evaluated], Field(min_length=1)]
+    comparisons: NotRequired[list[Comparison]]
+    steps: NotRequired[list[Comparison]]
+
+
+def unfit(report: Mapping[str, Any]) -> str:
+    """What does not fit together, or nothing."""
+    models, means = len(report["models"]), len(report["average_accuracy"])
+    for row in report["figures"]:
+        lengths = [len(row[key]) for key in ("values", "intervals")] + [len(row["changes"] or [0] * (models - 1)) + 1]
+        if set(lengths) != {models} or len(row.get("steps") or [0] * (models - 2)) != models - 2:
+            return f"figure {row['name']!r} is not of {models} models"
+    size = [row["values"] for row in report["figures"] if (row["group"], row["name"]) == ("size", "block params")]
+    if len(size) != 1 or not all(size[0]):
+        return "figures: the block params of every model are missing"
+    return "" if means in (0, models) else f"average_accuracy is of {means} models, expected {models}"

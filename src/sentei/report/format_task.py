@@ -1,0 +1,159 @@
+"""The reports of a fit and of a frontier as types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import NotRequired
+
+from sentei.report.format_parts import BlockRow, Ends, Exact, Maybe
+from sentei.schema import Count, Number
+
+
+class TaskAbout(Exact):
+    """The task of a fit or a frontier."""
+
+    name: str
+    metric: str
+    higher: bool
+    data: str
+    rows: dict[Literal["calibrate", "search", "confirm", "test"], Count]
+    chance: NotRequired[Maybe]
+
+
+class Test(Exact):
+    """The test rows of a fit."""
+
+    dense: Number
+    pruned: Maybe
+    interval: Ends
+    rows: Count
+    met: bool
+
+
+class Fit(Exact):
+    """The verdict of a fit."""
+
+    tolerance: Number
+    strict: bool
+    search: str
+    removed_in_place: Number
+    dense: Number
+    looks: Count
+    verdict: Literal["met", "missed"]
+    searched: Maybe
+    confirmed: Maybe
+    interval: Ends | None
+    removed: Maybe
+    rows_needed: Count | None
+    test: Test | None
+    evaluations: Number
+    cuts: Number
+    stopped: str
+    minutes: Number
+
+
+class Sized(Exact):
+    """Sizes of a model."""
+
+    block_params: Count
+    params: Count
+    flops_per_token: Count
+    bytes: Count
+
+
+class BothSizes(Exact):
+    """Of the dense model and of the one that was found."""
+
+    dense: Sized
+    pruned: NotRequired[Sized]
+
+
+class Evaluation(Exact):
+    """A row of a search's history."""
+
+    by: str
+    removed: Number
+    rows: Count
+    value: Maybe
+    met: bool | None
+    evaluations: Number
+
+
+class FitReport(Exact):
+    """Of `sentei fit`."""
+
+    sentei: str
+    model: str
+    task: TaskAbout
+    fit: Fit
+    sizes: BothSizes
+    history: list[Evaluation]
+    blocks: list[BlockRow]
+    seconds: dict[str, Number]
+
+
+class Latency(Exact):
+    """Predicted seconds."""
+
+    prefill_seconds: Number
+    decode_seconds: Number
+
+
+class Point(Exact):
+    """One model of a frontier; 0 is the dense one."""
+
+    number: Count
+    plan: NotRequired[str]
+    file: NotRequired[str]
+    removed: Number
+    value: Maybe
+    change: Maybe
+    interval: Ends
+    sizes: Sized
+    blocks: NotRequired[list[BlockRow]]
+    latency: NotRequired[Latency]
+
+
+class Given(Exact):
+    """The command line of a frontier."""
+
+    model: str
+    task: str
+    out: str
+
+
+class FrontierReport(Exact):
+    """Of `sentei frontier`."""
+
+    sentei: str
+    model: str
+    task: TaskAbout
+    points: Annotated[list[Point], Field(min_length=1)]
+    given: NotRequired[Given]
+
+
+def unfit_fit(report: Mapping[str, Any]) -> str:
+    fit = report["fit"]
+    if len(report["task"]["rows"]) != 4:
+        return "task.rows: expected calibrate, search, confirm and test"
+    if fit["confirmed"] is not None and (fit["removed"] is None or fit["interval"] is None):
+        return "fit.confirmed is there, but fit.removed or fit.interval is not"
+    if fit["verdict"] == "met" and (fit["confirmed"] is None or "pruned" not in report["sizes"]):
+        return "fit.verdict is met, but fit.confirmed or sizes.pruned is missing"
+    return "" if all(report["sizes"]["dense"].values()) else "sizes.dense: a model has sizes above 0"
+
+
+def unfit_frontier(report: Mapping[str, Any]) -> str:
+    points = report["points"]
+    if [point["number"] for point in points] != sorted({point["number"] for point in points}):
+        return "points: numbers must grow"
+    if points[0]["number"] or points[0]["value"] is None:
+        return "points: the first is the dense model, with number 0 and a value"
+    if any(key not in point for point in points[1:] for key in ("plan", "file", "blocks")):
+        return "points: a smaller model has plan, file and blocks"
+    if any((point["value"] is None) != (point["change"] is None) for point in points):
+        return "points: a value has a change"
+    return "" if len(report["task"]["rows"]) == 4 else "task.rows: expected calibrate, search, confirm and test"
