@@ -52,6 +52,7 @@ def write(file: Path, model, architecture: str = "llama") -> None:
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(["<unk>", "<s>", "</s>", "w", "1", "w1", *(f"x{i}" for i in range(6, config.vocab_size))])
     writer.add_token_merges(["w 1"])
     writer.add_token_types([1] * config.vocab_size)

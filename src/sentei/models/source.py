@@ -67,10 +67,11 @@ def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
         return Source(path, path.resolve().name, path.resolve().name)
     if path.suffix.lower() == ".gguf":
         from sentei.models.gguf import converted
+        from sentei.models.gguf_file import stem_of
 
         if not path.is_file():
             raise InputError(f"{path} does not exist")
-        return Source(converted(path), path.stem, path.name)
+        return Source(converted(path), stem_of(path), path.name)
     if path.is_file():
         raise InputError(f"{path} is a file; give {_FORMS}")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(text) or text.startswith("."):

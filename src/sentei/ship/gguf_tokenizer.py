@@ -16,6 +16,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from sentei.errors import InputError
+from sentei.models.splitting import RULES
 
 _SPACE = "\u2581"  # SentencePiece's mark for a space
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -59,18 +60,6 @@ _HASHES = {
     "f6791d196f87ce6b56a7d234be618e0d58f8cda3549416635b2bebcd22cd95c4": "midm-2.0",
     "4a2e2abae11ca2b86d570fc5b44be4d5eb5e72cc8f22dd136a94b37da83ab665": "kormo",
     "862f827721df956049dff5ca81a57f29e575280bc622e290d3bf4e35eca29015": "f2llmv2",
-}
-
-# The same by what the rule does, for vocabularies of one's own: flattened pre-tokenizer steps, whether a word that is a
-# token as it stands is taken whole, and llama.cpp's name.
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_RULES: dict[tuple[tuple[str, ...], bool], str] = {
-    (("bytes, split",), False): "gpt-2",
-    (("digits", "bytes, split"), False): "smollm",
-    ((_CONTRACTIONS + r"\p{N}{1,3}" + _REST, "bytes"), True): "llama-bpe",
-    ((_CONTRACTIONS + r"\p{N}{1,3}" + _REST, "bytes"), False): "smaug-bpe",
-    ((_CONTRACTIONS + r"\p{N}" + _REST, "bytes"), False): "qwen2",
 }
 
 
@@ -188,7 +177,7 @@ def _flat(state: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _steps(state: dict[str, Any]) -> tuple[str, ...]:
-    """The pre-tokenizer in the words of `_RULES`."""
+    """The pre-tokenizer in the words of `RULES`."""
     words = []
     for step in _flat(state, "pre_tokenizer"):
         if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
@@ -214,7 +203,7 @@ def _pre_name(tokenizer: Any, state: dict[str, Any]) -> str:
     """
     name = _HASHES.get(hashlib.sha256(str(tokenizer.encode(_PROBE)).encode()).hexdigest())
     if name is None and all(step["type"] == "NFC" for step in _flat(state, "normalizer")):
-        name = _RULES.get((_steps(state), bool(state["model"].get("ignore_merges"))))
+        name = RULES.get((_steps(state), bool(state["model"].get("ignore_merges"))))
     if name is None:
         raise InputError(
             f"llama.cpp has no rule that splits text as this tokenizer does ({', '.join(_steps(state))}); {_ELSE}"
