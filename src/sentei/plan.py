@@ -1,4 +1,4 @@
-"""What to keep, what it costs, and what was asked for: `ModelShape`, `Budget`, `Plan`. No torch here.
+"""What to keep and what it costs: `ModelShape` and `Plan`. No torch here; what was asked for is in `sentei.budget`.
 
 A *unit* is an FFN channel, a KV group (one KV head with its own query heads), a query-head slot (the same number of
 query heads out of every KV group of a block) or a component (rank) of a matrix. Prices follow from sizes alone, so a
@@ -12,14 +12,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sentei.errors import InfeasibleError, nearest
+from sentei.budget import ENGINES as ENGINES
+from sentei.budget import Budget as Budget
+from sentei.budget import Limits as Limits
+from sentei.errors import nearest
 from sentei.files import hash_json, write_json
+from sentei.protect import Protect
 from sentei.schema import DEEPEST, Positive, Size, read
 
 SCHEMA_VERSION = 1
-Metric = Literal["params", "flops", "bytes"]
 Storage = Literal["factors", "pivoted"]
 Refine = Literal["none", "block"]
+Weigh = Literal["none", "gradient", "energy", "share", "standardise"]  # see `sentei.prune.weighing`
 ATTENTION_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj")
 FFN_MATRICES = ("gate_proj", "up_proj", "down_proj")
 MATRICES = ATTENTION_MATRICES + FFN_MATRICES
@@ -39,7 +43,8 @@ def stored(out: int, into: int, rank: int | None, storage: Storage = "factors") 
 class BlockShape(_Frozen):
     """Sizes of one decoder block. `kv_groups == 0`: no attention part; `ffn == 0`: no FFN part.
 
-    `ranks` holds the matrices that are stored as a product, by name; all others are dense.
+    `ranks` holds the matrices that are stored as a product, by name; all others are dense. `window`: the
+    tokens that its attention sees at most, where it slides.
     """
 
     kv_groups: Size
@@ -48,6 +53,11 @@ class BlockShape(_Frozen):
     o_bias: bool = False  # biases that a compensation added
     down_bias: bool = False
     ranks: dict[str, Size] = {}
+    window: Positive | None = None
+
+    def sees(self, context: int) -> int:
+        """Tokens that are kept and attended to, of `context` so far."""
+        return context if self.window is None else min(context, self.window)
 
 
 class ModelShape(_Frozen):
@@ -62,6 +72,7 @@ class ModelShape(_Frozen):
     o_bias: bool = False  # biases of the dense architecture
     mlp_bias: bool = False
     storage: Storage = "factors"  # of the low-rank matrices
+    itemsize: Positive = 2  # bytes of a number in the dtype that the model is stored in
     blocks: Annotated[tuple[BlockShape, ...], Field(max_length=DEEPEST)]
 
     def matrices(self, block: BlockShape) -> dict[str, tuple[int, int]]:
@@ -108,131 +119,17 @@ class ModelShape(_Frozen):
 
     def flops(self, context: int) -> int:
         """FLOPs of the blocks for one token that attends to `context` tokens (a multiply-add counts as two)."""
-        attention = sum(4 * b.kv_groups * b.heads_per_group * self.head_dim * context for b in self.blocks)
-        return 2 * self.block_params() + attention
+        heads = ((b.kv_groups * b.heads_per_group, b.sees(context)) for b in self.blocks)
+        return 2 * self.block_params() + sum(4 * self.head_dim * count * seen for count, seen in heads)
 
-    def cache_bytes(self, batch: int, context: int, itemsize: int = 2) -> int:
-        """Bytes of the KV cache."""
-        return sum(2 * b.kv_groups * self.head_dim for b in self.blocks) * batch * context * itemsize
+    def cache_bytes(self, batch: int, context: int, itemsize: int | None = None) -> int:
+        """Bytes of the KV cache, in the model's own dtype or another; a sliding window is never exceeded."""
+        kept = sum(2 * b.kv_groups * self.head_dim * b.sees(context) for b in self.blocks)
+        return kept * batch * (itemsize or self.itemsize)
 
-    def bytes(self, batch: int, context: int, itemsize: int = 2) -> int:
-        """Bytes of all weights and of the KV cache."""
-        return self.params() * itemsize + self.cache_bytes(batch, context, itemsize)
-
-
-class Limits(_Frozen):
-    """Legal sizes: what the target engine can hold.
-
-    Attributes:
-        ffn_multiple: FFN widths are multiples of this; the dense width is legal as it is.
-        fixed_query_heads: one query-head count for the whole model: the attention of a block is whole or gone.
-        uniform: the same sizes in every block.
-        skip_parts: a whole attention or FFN part may go (but never the attention of block 0).
-        qk_norm: norms on q and k (Qwen3) have a place in the engine's format.
-        low_rank: a matrix may be stored as a product.
-    """
-
-    ffn_multiple: int = Field(default=1, ge=1)
-    fixed_query_heads: bool = False
-    uniform: bool = False
-    skip_parts: bool = True
-    qk_norm: bool = True
-    low_rank: bool = False
-
-
-# GGUF: K-quants want rows of 256; 32 (`ffn_multiple`) is enough for F16, BF16 and Q8_0. The others read nemotron-nas,
-# which says an FFN width as a factor of the hidden size that engines round up to 256.
-ENGINES: dict[str, Limits] = {
-    "transformers": Limits(low_rank=True),
-    "onnx": Limits(low_rank=True),
-    "openvino": Limits(low_rank=True),
-    "gguf": Limits(ffn_multiple=256),
-    "uniform": Limits(uniform=True, skip_parts=False),
-    **{
-        name: Limits(ffn_multiple=256, fixed_query_heads=True, qk_norm=False)
-        for name in ("vllm", "sglang", "trtllm", "mlx")
-    },
-}
-
-
-class Budget(_Frozen):
-    """How small the model shall be: exactly one of `sparsity`, `params`, `flops`, `bytes`.
-
-    Attributes:
-        sparsity: share of block params to remove.
-        params: block params to keep at most.
-        flops: share of the dense FLOPs per token (at `context`) to keep at most, or an absolute number.
-        bytes: bytes of weights and KV cache (at `batch` and `context`) to keep at most.
-        target_engine: whose legal sizes hold.
-        ffn_multiple: FFN widths are multiples of this; overrides the engine's.
-    """
-
-    sparsity: Annotated[float, Field(ge=0, lt=1)] | None = None
-    params: Positive | None = None
-    flops: Annotated[float, Field(gt=0)] | None = None
-    bytes: Positive | None = None
-    batch: Positive = 1
-    context: Positive = 1024
-    target_engine: Literal["transformers", "gguf", "vllm", "sglang", "trtllm", "mlx", "onnx", "openvino", "uniform"] = (
-        "transformers"
-    )
-    ffn_multiple: Positive | None = None
-
-    @model_validator(mode="after")
-    def _one_size(self) -> Budget:
-        given = [name for name in ("sparsity", "params", "flops", "bytes") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of sparsity, params, flops, bytes; got {given or 'none'}")
-        return self
-
-    @property
-    def limits(self) -> Limits:
-        """The legal sizes of this budget."""
-        limits = ENGINES[self.target_engine]
-        return limits if self.ffn_multiple is None else limits.model_copy(update={"ffn_multiple": self.ffn_multiple})
-
-    @property
-    def metric(self) -> Metric:
-        """What is counted."""
-        return "flops" if self.flops is not None else "bytes" if self.bytes is not None else "params"
-
-    def cost(self, shape: ModelShape) -> int:
-        """What a model of this shape costs, in the unit of `metric`."""
-        if self.metric == "flops":
-            return shape.flops(self.context)
-        if self.metric == "bytes":
-            return shape.bytes(self.batch, self.context)
-        return shape.block_params()
-
-    def target(self, dense: ModelShape) -> int:
-        """The most that may be kept, in the unit of `metric`.
-
-        Raises:
-            InfeasibleError: the dense model is smaller already.
-        """
-        cost = self.cost(dense)
-        if self.sparsity is not None:
-            return round(cost * (1 - self.sparsity))
-        if self.flops is not None:
-            wanted = round(cost * self.flops) if self.flops <= 1 else round(self.flops)
-        else:
-            wanted = self.params if self.params is not None else self.bytes or 0
-        if wanted > cost:
-            raise InfeasibleError(
-                f"the dense model has {cost:,} {self.metric}, fewer than the {wanted:,} asked for; ask for less"
-            )
-        return wanted
-
-    def describe(self) -> str:
-        """The budget in words."""
-        if self.sparsity is not None:
-            return f"remove {self.sparsity:.0%} of block params"
-        if self.params is not None:
-            return f"at most {self.params:,} block params"
-        if self.flops is not None:
-            size = f"{self.flops:.0%} of the dense FLOPs" if self.flops <= 1 else f"{self.flops:,.0f} FLOPs"
-            return f"at most {size} per token at context {self.context}"
-        return f"at most {self.bytes:,} bytes with the KV cache of batch {self.batch} at context {self.context}"
+    def bytes(self, batch: int, context: int, itemsize: int | None = None) -> int:
+        """Bytes of all weights and of the KV cache, in the model's own dtype or another."""
+        return self.params() * (itemsize or self.itemsize) + self.cache_bytes(batch, context, itemsize)
 
 
 class BlockPlan(_Frozen):
@@ -286,6 +183,8 @@ class Plan(BaseModel):
     Attributes:
         model: hash of the dense weights that this plan is for.
         profile: hash of the profile that it was made from.
+        protect: what was not to be thinned.
+        weigh: how the losses of different parts were compared.
         blocks: one entry per block, in order.
         predicted: figures of the pruned model, by name, in the unit the name says.
     """
@@ -299,6 +198,8 @@ class Plan(BaseModel):
     score: str
     allocation: str
     compensation: str
+    protect: Protect = Protect()
+    weigh: Weigh = "none"
     refine: Refine = "none"
     storage: Storage = "factors"
     budget: Budget
@@ -367,6 +268,7 @@ def planned_shape(
                 o_bias=full.o_bias or (bias and attention_cut and bool(plan.kv_groups)),
                 down_bias=full.down_bias or (bias and 0 < len(plan.ffn) < full.ffn),
                 ranks=plan.ranks,
+                window=full.window if plan.kv_groups else None,
             )
         )
     return dense.model_copy(update={"blocks": tuple(kept), "storage": storage})

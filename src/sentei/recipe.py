@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sentei.errors import InputError
 from sentei.files import JSONError, write_text
-from sentei.plan import Budget, Refine, Storage
+from sentei.plan import Budget, Refine, Storage, Weigh
+from sentei.protect import Protect
 from sentei.schema import LARGEST, Count, Positive, Seed, load_yaml, parse, read_yaml
 
 
@@ -44,12 +45,19 @@ class Measure(_Section):
 
 
 class Prune(_Section):
-    """A method from `sentei methods`, or its parts one by one."""
+    """A method from `sentei methods`, or its parts one by one.
+
+    Attributes:
+        protect: what is not thinned: `first:4,last:2,attention:1`, or the same as keys.
+        weigh: how the losses of different parts are compared: none, gradient, energy, share or standardise.
+    """
 
     method: str = "auto"
     score: str | None = None
     allocation: str | None = None
     compensation: str | None = None
+    protect: Protect | None = None
+    weigh: Weigh | None = None
     storage: Storage = "factors"
     refine: Refine = "none"
 

@@ -39,7 +39,7 @@ def _check_data(recipe: Recipe) -> None:
 def _plan(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
     from sentei.prune.choose import choose
-    from sentei.prune.planning import plan
+    from sentei.prune.planning import plan, warning
 
     profile = Profile.load(context.before["measure"] / "profile")
     recipe = context.recipe
@@ -50,6 +50,8 @@ def _plan(context: Context) -> dict[str, Any]:
         with context.progress.stage("plan"):
             made = plan(profile, recipe.budget, seed=recipe.seed, **parts)
     made.save(context.out / "plan.json")
+    if said := warning(made):
+        context.progress.say(f"  plan: {said}")
     return {"method": made.method, "budget": made.budget.describe(), "predicted": made.predicted}
 
 

@@ -12,6 +12,7 @@ from sentei.fit.fit import fit
 from sentei.fit.frontier import frontier
 from sentei.fit.setup import Settings, claim, search_budget, search_kinds
 from sentei.models.load import load
+from sentei.plan import Budget
 from sentei.prove.score import prepare
 
 
@@ -108,7 +109,7 @@ def test_bad_settings_name_themselves(stories, task, tmp_path):
     with pytest.raises(InputError, match="unknown objective"):
         search_budget("watts", "transformers")
     with pytest.raises(InputError, match="kind of removal"):
-        search_kinds("magic", "transformers")
+        search_kinds("magic", Budget(sparsity=0.2))
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="not empty"):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from sentei.errors import InfeasibleError, InputError
 from sentei.plan import BlockShape, Budget, ModelShape
+from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Problem
 from sentei.prune.allocation.shares import importance, incremental_shares
 from sentei.prune.ranking import AttentionOption, BlockCurves
@@ -19,7 +20,7 @@ SHAPE = ModelShape(
 )
 
 
-def problem(budget, seed=0, bias=False):
+def problem(budget, seed=0, bias=False, protect="attention:1"):
     rng = np.random.default_rng(seed)
     curves = []
     for _ in range(BLOCKS):
@@ -38,7 +39,9 @@ def problem(budget, seed=0, bias=False):
         losses = np.concatenate([[0.0], np.sort(rng.uniform(0, 0.1, FFN)).cumsum()])
         curves.append(BlockCurves(tuple(options), tuple(rng.permutation(FFN).tolist()), tuple(losses.tolist())))
     compensation = "residual+bias" if bias else "residual"
-    return Problem(SHAPE, curves, rng.uniform(0.5, 1, BLOCKS).tolist(), budget, "obs", compensation)
+    angles = rng.uniform(0.5, 1, BLOCKS).tolist()
+    kept = Protect() if budget.limits.uniform else Protect.model_validate(protect)
+    return Problem(SHAPE, curves, angles, budget, "obs", compensation, kept, "none")
 
 
 def one_step(p, choices):
@@ -157,7 +160,7 @@ def test_engines_with_one_head_count_get_attention_whole_or_gone(rule, engine):
 
 
 def test_gguf_may_thin_and_skip_attention_but_not_in_block_0():
-    p = problem(Budget(sparsity=0.3, target_engine="gguf", ffn_multiple=32))
+    p = problem(Budget(sparsity=0.3, target_engine="gguf", ffn_multiple=32), protect="none")
     assert not p.attention_legal[0][GROUPS] and all(legal[GROUPS] for legal in p.attention_legal[1:])
     assert all(legal[1] for legal in p.attention_legal)
     assert [FFN - k for k in np.flatnonzero(p.ffn_legal[2])] == [64, 32, 0]
@@ -166,9 +169,13 @@ def test_gguf_may_thin_and_skip_attention_but_not_in_block_0():
 def test_norms_on_q_and_k_are_refused_before_any_work_where_the_format_has_none():
     qwen3 = SHAPE.model_copy(update={"qk_norm": True})
     p = problem(Budget(sparsity=0.3))
-    assert Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="gguf"), "obs", "residual")
+    assert Problem(
+        qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="gguf"), "obs", "residual", p.protect, "none"
+    )
     with pytest.raises(InputError, match="no norms on q and k; use --target-engine"):
-        Problem(qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="mlx"), "obs", "residual")
+        Problem(
+            qwen3, p.curves, p.angles, Budget(sparsity=0.3, target_engine="mlx"), "obs", "residual", p.protect, "none"
+        )
 
 
 def test_an_impossible_budget_says_what_is_reachable():

@@ -16,7 +16,7 @@ TaskOption = Annotated[
     Path, typer.Option("--task", metavar="FILE", help="YAML: data, metric, splits; see docs/tasks.md.")
 ]
 EngineOption = Annotated[
-    str, typer.Option("--target-engine", help="Whose legal sizes hold: transformers, gguf, vllm, …")
+    str, typer.Option("--target-engine", help="Whose legal sizes hold: transformers, llama.cpp, vllm, …")
 ]
 Objective = Annotated[
     str, typer.Option(help="What shall be small: params, flops, bytes (with the KV cache), prefill or decode time.")
@@ -31,7 +31,7 @@ def read_settings(objective: str, target_engine: str, kinds: str, length: int, h
     from sentei.fit.setup import Settings, search_budget, search_kinds
 
     budget, phase = search_budget(objective, target_engine)
-    return Settings(budget, search_kinds(kinds, target_engine), length, heal, phase)
+    return Settings(budget, search_kinds(kinds, budget), length, heal, phase)
 
 
 def fit_command(

@@ -26,10 +26,17 @@ def methods_command(format: FormatOption = Format.text) -> None:
         print_json({"schema_version": 1, **listed})
         return
     methods = (
-        (m.name, f"{m.score} · {m.allocation} · {m.compensation}", f"{m.line} [dim]({m.paper})[/dim]")
+        (
+            m.name,
+            f"{m.score} · {m.allocation} · {m.compensation}",
+            m.protect,
+            m.weigh,
+            f"{m.line} [dim]({m.paper})[/dim]",
+        )
         for m in METHODS.values()
     )
-    print_table(_table(("method", "score · allocation · compensation", "what it does"), methods))
+    head = ("method", "score · allocation · compensation", "protects", "compares parts by", "what it does")
+    print_table(_table(head, methods))
     print_table(_table(("strategy of `select`", "which rows it takes"), strategies.items()))
     print_table(_table(("adapter of `tune`", "what it trains"), adapters.items()))
 

@@ -17,23 +17,30 @@ def plan_command(
     profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="What `sentei measure` wrote.")],
     out: Out,
     method: Annotated[str, typer.Option(help="See `sentei methods`.")] = "auto",
-    sparsity: Annotated[float | None, typer.Option(help="Share of block params to remove.")] = None,
-    params: Annotated[int | None, typer.Option(help="Block params to keep at most.")] = None,
+    sparsity: Annotated[str | None, typer.Option(help="Share of block params to remove: 0.2 or 20%.")] = None,
+    params: Annotated[str | None, typer.Option(help="Block params to keep at most: 80000000 or 80M.")] = None,
     flops: Annotated[
-        float | None, typer.Option(help="FLOPs per token to keep at most: a share up to 1, or a number.")
+        str | None, typer.Option(help="FLOPs per token to keep at most: a share (0.5 or 50%), or a number (100M).")
     ] = None,
     bytes_: Annotated[
-        int | None, typer.Option("--bytes", help="Bytes of weights and KV cache to keep at most.")
+        str | None, typer.Option("--bytes", help="Bytes of weights and KV cache to keep at most: 200MB.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences in the KV cache.")] = 1,
     context: Annotated[int, typer.Option(help="Tokens per sequence in the KV cache.")] = 1024,
     target_engine: Annotated[
-        str, typer.Option(help="Whose legal sizes hold: transformers, gguf, vllm, …")
+        str, typer.Option(help="Whose legal sizes hold: transformers, llama.cpp, vllm, …")
     ] = "transformers",
     ffn_multiple: Annotated[int | None, typer.Option(help="FFN widths are multiples of this.")] = None,
     score: Annotated[str | None, typer.Option(help="Override the method's score.")] = None,
     allocation: Annotated[str | None, typer.Option(help="Override the method's allocation.")] = None,
     compensation: Annotated[str | None, typer.Option(help="Override the method's compensation.")] = None,
+    protect: Annotated[
+        str | None, typer.Option(help="What is not thinned: first:N, last:N, attention:N (or all), with commas; none.")
+    ] = None,
+    weigh: Annotated[
+        str | None,
+        typer.Option(help="How parts are compared: none, gradient, energy, share, standardise; default: the method's."),
+    ] = None,
     storage: Annotated[str, typer.Option(help="Of low-rank matrices: factors, or pivoted (smaller).")] = "factors",
     refine: Annotated[str, typer.Option(help="none, or block: the cut ends with steps on each block.")] = "none",
     seed: Annotated[int, typer.Option(min=0, help="Of the random score.")] = 0,
@@ -50,12 +57,14 @@ def plan_command(
     shared = {"batch": batch, "context": context, "target_engine": target_engine}
     budget: Budget = parse(Budget, {k: v for k, v in asked.items() if v is not None} | shared, "budget")
     from sentei.measure.profile import Profile
-    from sentei.prune.planning import plan
+    from sentei.prune.planning import plan, warning
 
     names: dict[str, Any] = {"allocation": allocation, "compensation": compensation}
-    names |= {"storage": storage, "refine": refine}
+    names |= {"protect": protect, "weigh": weigh, "storage": storage, "refine": refine}
     made = plan(Profile.load(profile), budget, method, score=score, seed=seed, **names)
     made.save(out)
+    if said := warning(made):
+        typer.echo(said, err=True)
     if format is Format.json:
         print_json(made.model_dump(mode="json"))
     else:
@@ -86,7 +95,8 @@ def _show(plan: Plan, out: Path) -> None:
     print_table(table)
     removed = 1 - small.block_params() / dense.block_params()
     typer.echo(
-        f"{plan.method}: {plan.score}, {plan.allocation}, {plan.compensation}; {plan.budget.describe()}\n"
+        f"{plan.method}: {plan.score}, {plan.allocation}, {plan.compensation}; protected: {plan.protect}; "
+        f"parts compared by: {plan.weigh}; {plan.budget.describe()}\n"
         f"block params {dense.block_params():,} → {small.block_params():,} ({removed:.2%} removed), "
         f"all params {dense.params():,} → {small.params():,}\n"
         f"{out}: apply it with sentei cut MODEL --plan {out} --data … --out …"

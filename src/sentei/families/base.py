@@ -65,6 +65,7 @@ class Family:
             o_bias=_fact(self.o_bias, first),
             mlp_bias=_fact(self.mlp_bias, first),
             storage=getattr(first, "rank_storage", "factors"),
+            itemsize=_itemsize(stored_dtype(config)),
             blocks=tuple(self._block_shape(layer_config(config, i), i) for i in range(first.num_hidden_layers)),
         )
 
@@ -74,6 +75,7 @@ class Family:
             where = f"layer {index}: num_attention_heads {heads}"
             raise InputError(f"{where} is no multiple of num_key_value_heads {groups}; mend config.json")
         skip = getattr(config, "skip", None) or ()
+        window = _window(config, index)
         attention, ffn = "attention" not in skip, "mlp" not in skip
         return BlockShape(
             kv_groups=groups if attention else 0,
@@ -82,6 +84,7 @@ class Family:
             o_bias=attention and getattr(config, "o_proj_bias", False),
             down_bias=ffn and getattr(config, "down_proj_bias", False),
             ranks=getattr(config, "ranks", None) or {},
+            window=window if attention else None,
         )
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
@@ -139,12 +142,10 @@ class Family:
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
         config = cast(Any, model).config
-        window: Any = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
-        if index is None and len(set(kinds)) > 1 and hidden.shape[1] > window:
+        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
+        if index is None and len(set(kinds)) > 1 and hidden.shape[1] > cast(int, window):
             raise ValueError(f"blocks see differently far and {hidden.shape[1]} tokens exceed {window}: pass `index`")
-        sliding = kinds[(index or 0) % len(kinds)] == "sliding_attention"
-        make_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
+        make_mask = create_sliding_window_causal_mask if _window(config, index or 0) else create_causal_mask
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         return {
             "position_ids": positions,
@@ -152,6 +153,26 @@ class Family:
             "attention_mask": make_mask(config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None),
             "use_cache": False,
         }
+
+
+def stored_dtype(config: Any) -> str:
+    """The dtype that a saved model declares: that of the checkpoint, whatever dtype it was loaded in."""
+    found = getattr(config, "sentei_dtype", None) or getattr(config, "dtype", None) or "float32"
+    return str(found).removeprefix("torch.")
+
+
+def _itemsize(dtype: str) -> int:
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"dtype {dtype!r} is none that torch knows, such as bfloat16 or float32; mend config.json")
+    return int(found.itemsize)
+
+
+def _window(config: Any, index: int) -> int | None:
+    """How many tokens block `index` sees at most; None where its attention does not slide."""
+    window: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
+    return window if kinds[index % len(kinds)] == "sliding_attention" else None
 
 
 def _fact(fact: Fact, config: Any) -> bool:

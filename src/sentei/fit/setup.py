@@ -19,7 +19,7 @@ from sentei.files import check_output, hash_json, write_json
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
 from sentei.models.load import Loaded
-from sentei.plan import ENGINES, BlockShape, Budget, Plan
+from sentei.plan import BlockShape, Budget, Plan
 from sentei.progress import Progress
 from sentei.prove.latency import PHASES, Phase, table_for
 from sentei.prove.score import Outcome, Prepared, prepare
@@ -262,14 +262,14 @@ def search_budget(objective: str, target_engine: str) -> tuple[Budget, Phase | N
     return budget, phase
 
 
-def search_kinds(text: str, target_engine: str) -> tuple[str, ...]:
+def search_kinds(text: str, budget: Budget) -> tuple[str, ...]:
     """Kinds of removal from `a,b`; without one: all that the engine holds.
 
     Raises:
         InputError: an unknown kind, or one that the engine cannot hold.
     """
     if not text:
-        return KINDS if ENGINES[target_engine].low_rank else KINDS[:1]
+        return KINDS if budget.limits.low_rank else KINDS[:1]
     for kind in (kinds := tuple(part.strip() for part in text.split(","))):
         if kind not in KINDS:
             raise unknown("kind of removal", kind, KINDS)

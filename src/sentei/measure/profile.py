@@ -35,7 +35,7 @@ class PartStats:
         energy: mean over tokens of the squared norm of the residual stream behind the part.
         input_gram: `[hidden, hidden]` mean of `x xᵀ` of the part's first linears (q, k, v; gate, up).
         output_grad: `[hidden, hidden]` mean of `g gᵀ`, g the gradient of a token's loss at the part's output; or None.
-        taylor: `[n]` sum of `|weight · gradient|` over each input's group (nats per token); or None.
+        taylor: `[n]` sum of `|weight · gradient|` over each input's group: an order, no growth of a loss; or None.
         ranks: by matrix, `[K + 1]` growth of the loss (nats per token) when it keeps rank 0 … K; empty without
             gradients.
     """
@@ -78,7 +78,7 @@ class Profile:
         gradient_tokens: how many of them the gradient pass read; 0 without it.
         blocks: in order.
         info: names and settings, for reports.
-        curves: removal curves by score and seed, filled by planning to solve another budget at once; not saved.
+        curves: removal curves by score, comparison and seed, for which another budget is solved at once; not saved.
     """
 
     shape: ModelShape
@@ -89,7 +89,7 @@ class Profile:
     gradient_tokens: int
     blocks: list[BlockStats]
     info: dict[str, Any] = field(default_factory=dict)
-    curves: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False, compare=False)
+    curves: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def _head(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ before its output matrix costs a second one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -153,6 +154,8 @@ class _Part:
             return
         assert self.old is not None  # a part that stays was there
         *inner, output = self.new_linears
+        if self.new_linears[output].bias is None:  # a part that loses nothing gets no bias: none is fitted either
+            compensation = replace(compensation, bias=False)
         if any(name in self.ranks for name in inner):
             self._fit_inner([name for name in inner if name in self.ranks], streams)
         linear = self.new_linears[output]
@@ -177,7 +180,8 @@ class _Part:
             set_product(linear, *found.product)
         else:
             linear.weight.copy_(found.weight)
-        if found.bias is not None and linear.bias is not None:
+        if found.bias is not None:
+            assert linear.bias is not None  # else none is fitted
             linear.bias.add_(found.bias)
         for where in streams.windows.batches():
             streams.cut[where] += linear(inputs[where])

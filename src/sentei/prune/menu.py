@@ -26,7 +26,6 @@ from sentei.prune.space import Gene, Genome, Space
 
 LEVELS = 24  # entries of a menu
 PRICES = np.geomspace(1e-12, 1e-2, 64)  # nats per parameter: from all but free to dearer than any component
-UNIT = {"params": 1, "flops": 2, "bytes": 2}  # what a parameter costs in the budget's unit
 FFN_STEPS = 32  # channel counts of a menu; the rest of a budget is filled channel by channel
 
 
@@ -83,7 +82,8 @@ class Menus:
     ) -> None:
         self.problem, self.kinds, self.storage, self.times = problem, tuple(kinds), storage, times
         self.fixed = problem.fixed if times is None else times.around
-        self.unit = UNIT[problem.budget.metric]
+        units = {"params": 1, "flops": 2, "bytes": problem.dense.itemsize}
+        self.unit = units[problem.budget.metric]  # what a parameter costs
         self.rank_losses = [
             {"attention": b.attention.ranks if b.attention else {}, "ffn": b.ffn.ranks if b.ffn else {}}
             for b in profile.blocks
@@ -100,9 +100,10 @@ class Menus:
         """The thinned part alone, its matrices dense."""
         full, curves = self.problem.dense.blocks[block], self.problem.curves[block]
         if part == "ffn":
-            return BlockShape(kv_groups=0, heads_per_group=0, ffn=full.ffn - at)
+            return full.model_copy(update={"kv_groups": 0, "heads_per_group": 0, "ffn": full.ffn - at})
         option = curves.attention[at]
-        return BlockShape(kv_groups=len(option.kv_groups), heads_per_group=option.heads_per_group, ffn=0)
+        kept = {"kv_groups": len(option.kv_groups), "heads_per_group": option.heads_per_group, "ffn": 0}
+        return full.model_copy(update=kept)
 
     def matrices(self, block: int, part: str, at: int) -> dict[str, tuple[int, int]]:
         """Sizes of the thinned part's matrices."""
@@ -146,8 +147,6 @@ class Menus:
         if STRUCTURAL not in self.kinds:
             return [0]
         if part == "attention":
-            if block == 0:  # later blocks build their attention sinks through it (see allocation/knapsack.py)
-                return [0]
             return [int(i) for i in np.flatnonzero(problem.attention_legal[block])]
         full = problem.dense.blocks[block].ffn
         legal = np.flatnonzero(problem.ffn_legal[block])
@@ -159,7 +158,7 @@ class Menus:
         base = curves.attention[at].loss if part == "attention" else curves.ffn_loss[at]
         yield Entry(at, (), self.price(block, part, at, {}), base)
         sizes = self.matrices(block, part, at)
-        if LOW_RANK not in self.kinds or not sizes or (block == 0 and part == "attention"):
+        if LOW_RANK not in self.kinds or not sizes or self.problem.protects(part, block):
             return
         best: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         for name, (out, into) in sizes.items():
@@ -248,7 +247,8 @@ def uniform(menus: Menus, share: float) -> list[Entry]:
     kept = []
     for position, menu in enumerate(menus.parts):
         ranks = {}
-        for name, (out, into) in menus.matrices(menu.block, menu.part, 0).items():
+        protected = menus.problem.protects(menu.part, menu.block)
+        for name, (out, into) in ({} if protected else menus.matrices(menu.block, menu.part, 0)).items():
             rank = max(1, int(share * out * into / (out + into)))
             if rank <= break_even(out, into, menus.storage):
                 ranks[name] = rank

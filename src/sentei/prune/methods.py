@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sentei.errors import unknown
+from sentei.plan import Weigh
 
 KINDS = STRUCTURAL, LOW_RANK = "structural", "low-rank"  # of removal: units go, or matrices become products
 
 
 @dataclass(frozen=True)
 class Method:
-    """A preset: faithful to its paper, but for the flaws that docs/methods.md lists."""
+    """A preset: faithful to its paper and its public code, but for the flaws that docs/methods.md lists.
+
+    Attributes:
+        protect: what is not thinned, as `--protect` says it.
+        weigh: how the losses of different parts are compared; see `sentei.prune.weighing`.
+    """
 
     name: str
     score: str
@@ -19,37 +26,38 @@ class Method:
     compensation: str
     line: str
     paper: str
+    protect: str = "none"
+    weigh: Weigh = "none"
     kinds: tuple[str, ...] = (STRUCTURAL,)
 
+
+OURS: Any = {"score": "obs-fisher", "compensation": "residual", "protect": "attention:1", "weigh": "gradient"}
 
 METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Method(
             "auto",
-            "obs-fisher",
-            "global",
-            "residual",
-            "our default: channels, heads and ranks in one knapsack over predicted nats, where the engine holds ranks",
-            "docs/low-rank.md",
-            KINDS,
+            allocation="global",
+            line="ours: channels, heads and ranks in one knapsack over predicted nats, where the engine holds ranks",
+            paper="docs/low-rank.md",
+            kinds=KINDS,
+            **OURS,
         ),
         Method(
             "structural",
-            "obs-fisher",
-            "global",
-            "residual",
-            "the same without low-rank matrices: loads in every engine",
-            "docs/benchmarks.md",
+            allocation="global",
+            line="the same without low-rank matrices: loads in every engine",
+            paper="docs/benchmarks.md",
+            **OURS,
         ),
         Method(
             "low-rank",
-            "obs-fisher",
-            "global",
-            "residual",
-            "ranks only: the least predicted nats for the budget",
-            "docs/low-rank.md",
-            (LOW_RANK,),
+            allocation="global",
+            line="ranks only: the least predicted nats for the budget",
+            paper="docs/low-rank.md",
+            kinds=(LOW_RANK,),
+            **OURS,
         ),
         Method(
             "sieve",
@@ -58,7 +66,8 @@ METHODS: dict[str, Method] = {
             "least-squares",
             "output-aligned projections, the same share of every matrix, in closed form",
             "arXiv 2505.18350",
-            (LOW_RANK,),
+            weigh="gradient",
+            kinds=(LOW_RANK,),
         ),
         Method(
             "numerical",
@@ -67,6 +76,7 @@ METHODS: dict[str, Method] = {
             "least-squares",
             "relaxed-mask Newton score, global, closed-form refit",
             "arXiv 2412.12441",
+            weigh="energy",
         ),
         Method(
             "adapt",
@@ -81,8 +91,9 @@ METHODS: dict[str, Method] = {
             "taylor",
             "uniform",
             "none",
-            "first-order Taylor, the same share everywhere",
+            "first-order Taylor, the same share of every block but the first eighth and the last sixteenth",
             "arXiv 2305.11627",
+            protect="first:0.125,last:0.0625,attention:grouped",  # 4 and 2 of the 32 blocks of LLaMA-7B
         ),
         Method(
             "wanda-sp",
@@ -92,7 +103,15 @@ METHODS: dict[str, Method] = {
             "input energy times squared weights, per unit",
             "arXiv 2306.11695",
         ),
-        Method("flap", "flap", "global", "bias", "fluctuation score, global, bias for what went", "arXiv 2312.11983"),
+        Method(
+            "flap",
+            "flap",
+            "global",
+            "bias",
+            "fluctuation score, standardised and global, bias for what went",
+            "arXiv 2312.11983",
+            weigh="standardise",
+        ),
         Method(
             "shortgpt",
             "block-influence",

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from sentei.errors import InfeasibleError, InputError, unknown
-from sentei.measure.profile import PartStats, Profile
-from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, planned_shape
+from sentei.measure.profile import Profile
+from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned_shape
+from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.menu import LEVELS, Entry, Menus, Times, uniform
-from sentei.prune.methods import KINDS, LOW_RANK
+from sentei.prune.methods import KINDS, LOW_RANK, OURS
 from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
 from sentei.prune.scores import SCORES, Score
+from sentei.prune.weighing import weighed
+from sentei.schema import parse
+
+ANY_SIZE = "loss_increase_any_size"  # predicted, were every size legal
+DEAR = 1.5  # times as much predicted loss as with any size is worth a warning
+RANK_ALLOCATIONS = ("global", "uniform")
+OWN_PROTECT: Protect = Protect.model_validate(OURS["protect"])
 
 
 def plan(
@@ -24,6 +33,8 @@ def plan(
     score: str | None = None,
     allocation: str | None = None,
     compensation: str | None = None,
+    protect: Protect | str | None = None,
+    weigh: Weigh | None = None,
     storage: Storage = "factors",
     refine: Refine = "none",
     seed: int = 0,
@@ -37,42 +48,81 @@ def plan(
         score: overrides the preset's.
         allocation: overrides the preset's.
         compensation: overrides the preset's.
+        protect: what is not thinned, such as "first:4,last:2"; overrides the preset's.
+        weigh: how the losses of different parts are compared (`sentei.prune.weighing`); overrides the preset's.
         storage: how low-rank matrices are stored: as two factors, or pivoted (smaller by R² each).
         refine: "block": the cut ends with a few hundred optimiser steps on each block; see `sentei.prune.refine`.
         seed: of the random score.
 
     Raises:
-        InputError: an unknown name, or a score that needs gradients on a profile without.
+        InputError: an unknown name, or a score or comparison that needs gradients on a profile without.
         InfeasibleError: no legal plan meets the budget.
     """
-    for kind, name, names_of in (("storage", storage, Storage), ("refine", refine, Refine)):
+    base = preset(method)
+    weigh = weigh or base.weigh
+    for kind, name, names_of in (("storage", storage, Storage), ("refine", refine, Refine), ("weigh", weigh, Weigh)):
         if name not in get_args(names_of):
             raise unknown(kind, name, get_args(names_of))
-    base = preset(method)
     names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
-    label = method if (score, allocation, compensation) == (None, None, None) else f"{method} (changed)"
+    kept: Protect = parse(Protect, base.protect if protect is None else protect, "protect")
+    if protect is None and budget.limits.uniform:
+        kept = Protect()  # one size for all blocks: a preset's protection cannot be had
+    ours = (base.score, base.allocation, base.compensation, base.weigh)
+    changed = (*names, weigh) != ours or protect is not None
+    label = f"{method} (changed)" if changed else method
     if LOW_RANK in base.kinds and (base.name != "auto" or budget.limits.low_rank):
-        menus = menus_for(profile, budget, base.kinds, score=names[0], compensation=names[2], storage=storage)
+        menus = menus_for(
+            profile, budget, base.kinds, score=names[0], compensation=names[2], protect=kept, storage=storage
+        )
         made = plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
     else:
         rule = ALLOCATIONS[names[1]]
-        problem = problem_for(profile, budget, names[0], names[2], seed, ranked=rule.needs_score)
+        problem = problem_for(profile, budget, names[0], names[2], kept, weigh, seed, ranked=rule.needs_score)
         choices = rule.solve(problem)
         known = SCORES[names[0]].scale == "nats" and rule.needs_score
         ranks: list[dict[str, int]] = [{} for _ in choices]
         loss = problem.loss(choices) if known else None
         made = _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
+        free = budget.model_copy(update={"target_engine": "transformers", "ffn_multiple": None})
+        if known and (budget.limits.legal() != free.limits.legal()):
+            any_size = replace(problem, budget=free)
+            made.predicted[ANY_SIZE] = any_size.loss(rule.solve(any_size))
     return made.model_copy(update={"refine": refine})
 
 
+def warning(plan: Plan) -> str | None:
+    """A line where the engine's legal sizes make a plan much worse than it could be; None where they do not."""
+    loss, free = plan.predicted.get("loss_increase"), plan.predicted.get(ANY_SIZE)
+    if loss is None or free is None or loss <= DEAR * max(free, 1e-3):
+        return None
+    limits = plan.budget.limits
+    sizes = [f"FFN widths in multiples of {limits.ffn_multiple}"] if limits.ffn_multiple > 1 else []
+    sizes += ["each attention whole or gone"] if limits.fixed_query_heads else []
+    sizes += ["all blocks alike"] if limits.uniform else []
+    return (
+        f"warning: the legal sizes of --target-engine {plan.budget.target_engine} ({', '.join(sizes)}) cost quality: "
+        f"predicted loss +{loss:.3g} nats, +{free:.3g} with any size; remove less, or use an engine "
+        "that takes any size (transformers, onnx, openvino)"
+    )
+
+
 def problem_for(
-    profile: Profile, budget: Budget, score: str, compensation: str, seed: int = 0, *, ranked: bool = True
+    profile: Profile,
+    budget: Budget,
+    score: str,
+    compensation: str,
+    protect: Protect,
+    weigh: Weigh,
+    seed: int = 0,
+    *,
+    ranked: bool = True,
 ) -> Problem:
     """What may be chosen in each block, and what it loses by that score; `ranked` off: whole blocks, without losses."""
     chosen = SCORES[score]
-    curves = curves_of(profile, chosen, seed) if ranked else [_whole(profile, i) for i in range(len(profile.blocks))]
+    whole = [_whole(profile, i) for i in range(len(profile.blocks))]
+    curves = curves_of(profile, chosen, weigh, seed) if ranked else whole
     angles = [block.angle for block in profile.blocks]
-    return Problem(profile.shape, curves, angles, budget, score, compensation)
+    return Problem(profile.shape, curves, angles, budget, score, compensation, protect, weigh)
 
 
 def menus_for(
@@ -82,6 +132,7 @@ def menus_for(
     *,
     score: str = "obs-fisher",
     compensation: str = "residual",
+    protect: Protect = OWN_PROTECT,
     storage: Storage = "factors",
     levels: int = LEVELS,
     times: Times | None = None,
@@ -93,8 +144,12 @@ def menus_for(
     """
     if LOW_RANK in kinds and SCORES[score].scale != "nats":
         nats = [name for name, found in SCORES.items() if found.scale == "nats"]
-        raise InputError(f"ranks are priced in nats, score {score!r} is not; use one of {', '.join(nats)}")
-    return Menus(problem_for(profile, budget, score, compensation), profile, kinds, storage, levels, times)
+        raise InputError(
+            f"ranks are priced in nats of the loss, and score {score!r} is none; use --method structural, "
+            f"or --score {' or '.join(nats)}"
+        )
+    problem = problem_for(profile, budget, score, compensation, protect, "gradient")
+    return Menus(problem, profile, kinds, storage, levels, times)
 
 
 def plan_of(profile: Profile, menus: Menus, entries: Sequence[Entry], *, method: str, allocation: str) -> Plan:
@@ -114,8 +169,16 @@ def plan_of(profile: Profile, menus: Menus, entries: Sequence[Entry], *, method:
 
 
 def solve_menus(menus: Menus, allocation: str) -> list[Entry]:
-    """One entry per part for the budget of the menus' problem: evenly, or with the least predicted loss."""
+    """One entry per part for the budget of the menus' problem: evenly, or with the least predicted loss.
+
+    Raises:
+        InputError: another allocation.
+        InfeasibleError: no choice meets the budget.
+    """
     problem = menus.problem
+    if allocation not in RANK_ALLOCATIONS:
+        known = " or ".join(RANK_ALLOCATIONS)
+        raise InputError(f"allocation {allocation!r} knows no ranks; use {known}, or --method structural")
     if allocation == "uniform":
         low, high = 0.0, 1.0
         for _ in range(40):
@@ -150,6 +213,8 @@ def _made(
         score=names[0],
         allocation=names[1],
         compensation=names[2],
+        protect=problem.protect,
+        weigh=problem.weigh,
         storage=storage,
         budget=budget,
         dense=profile.shape,
@@ -166,32 +231,16 @@ def _made(
     )
 
 
-def curves_of(profile: Profile, score: Score, seed: int = 0) -> list[BlockCurves]:
-    """The removal curves of every block, computed once per score and seed and kept with the profile."""
-    key = (score.name, seed)
+def curves_of(profile: Profile, score: Score, weigh: Weigh, seed: int = 0) -> list[BlockCurves]:
+    """The removal curves of every block, computed once per score, comparison and seed and kept with the profile."""
+    raw, key = (score.name, seed), (score.name, weigh, seed)
+    if raw not in profile.curves:
+        blocks = enumerate(profile.blocks)
+        profile.curves[raw] = [rank_block(stats, profile.shape, i, score, seed) for i, stats in blocks]
     if key not in profile.curves:
-        profile.curves[key] = [
-            rank_block(
-                stats, profile.shape, i, score, (_weight(stats.attention, score), _weight(stats.ffn, score)), seed
-            )
-            for i, stats in enumerate(profile.blocks)
-        ]
-    return profile.curves[key]
-
-
-def _weight(part: PartStats | None, score: Score) -> float:
-    """Makes losses of different parts comparable.
-
-    Nats are already. Squared output errors are weighed by the mean squared gradient at the output where the profile
-    has gradients (then they approximate nats), else relative to the residual stream's energy.
-    """
-    if part is None or score.scale == "nats":
-        return 1.0
-    if score.scale == "none":
-        return 1.0 / max(part.norm.sum().item(), 1e-30) if score.name == "magnitude" else 1.0
-    if part.output_grad is not None:
-        return 0.5 * part.output_grad.diagonal().mean().item()
-    return 1.0 / max(part.energy, 1e-30)
+        profile.curves[key] = weighed(profile.curves[raw], profile, score, weigh, seed)
+    found: list[BlockCurves] = profile.curves[key]
+    return found
 
 
 def _whole(profile: Profile, index: int) -> BlockCurves:

@@ -47,16 +47,13 @@ class BlockCurves:
     ffn_loss: tuple[float, ...]
 
 
-def rank_block(
-    stats: BlockStats, shape: ModelShape, index: int, score: Score, weights: tuple[float, float], seed: int
-) -> BlockCurves:
-    """Curves of one block. `weights` scale the attention's and the FFN's losses so that blocks compare."""
+def rank_block(stats: BlockStats, shape: ModelShape, index: int, score: Score, seed: int) -> BlockCurves:
+    """Curves of one block, with losses in the score's own unit (`sentei.prune.weighing` makes blocks comparable)."""
     block = shape.blocks[index]
     generator = torch.Generator().manual_seed(seed * 100_003 + index)
     order, losses = rank_ffn(stats, score, generator)
     options = rank_attention(stats, block, shape.head_dim, score, generator)
-    scaled = tuple(AttentionOption(o.kv_groups, o.query_heads, o.loss * weights[0]) for o in options)
-    return BlockCurves(scaled, tuple(order), tuple(loss * weights[1] for loss in losses))
+    return BlockCurves(tuple(options), tuple(order), tuple(losses))
 
 
 def rank_ffn(stats: BlockStats, score: Score, generator: torch.Generator) -> tuple[list[int], list[float]]:

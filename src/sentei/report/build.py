@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sentei
 from sentei.plan import ModelShape, Plan
 from sentei.prune.methods import METHODS
+from sentei.prune.planning import ANY_SIZE
 from sentei.recipe import Recipe
 from sentei.report.figures import Figure, collect, mean_accuracy
 
@@ -56,6 +57,8 @@ def build(
             "score": plan.score,
             "allocation": plan.allocation,
             "compensation": plan.compensation,
+            "protect": str(plan.protect),
+            "weigh": plan.weigh,
             "line": METHODS[base].line if base in METHODS else "",
             "paper": METHODS[base].paper if base in METHODS else "",
         },
@@ -113,7 +116,7 @@ def _params(shape: ModelShape, block: int) -> int:
 
 
 def _sensitivity(part: PartStats | None) -> float | None:
-    """Nats per token that hang on a part, to first order: the sum of |weight · gradient|. None without gradients."""
+    """The sum of |weight · gradient| of a part: an order, no growth of the loss. None without gradients."""
     return part.taylor.sum().item() if part is not None and part.taylor is not None else None
 
 
@@ -135,7 +138,13 @@ def _predictions(recipe: Recipe, plan: Plan, models: Mapping[str, Any], figures:
         rows.append(_row("weights", "bytes", size, weights, f"predicted for {recipe.dtype}"))
     text = next((f for f in figures if f.group == "perplexity" and f.change), None)
     if "loss_increase" in predicted and text and text.change:
-        note = f"predicted on the calibration text, before compensation; measured on {text.name}"
+        note = (
+            f"measured on {text.name}; predicted is a sum over parts, each removed alone, to second order, on the "
+            "calibration text: it ranks plans and is no forecast. Parts that go together harm each other, and new text "
+            "is harder than calibration text, so that several times as much is often measured"
+        )
+        if ANY_SIZE in predicted:
+            note += f". {predicted[ANY_SIZE]:.4f} with sizes that engine {plan.budget.target_engine} cannot hold"
         rows.append(_row("loss increase", "nats", predicted["loss_increase"], math.log(text.change.value), note))
     return [row for row in rows if row["predicted"] is not None]
 

@@ -94,9 +94,11 @@ def _removed(report: Mapping[str, Any]) -> str:
         f" ({escape(method['paper'])})." if method["paper"] else "."
     )
     parts = f"Score {method['score']}, allocation {method['allocation']}, compensation {method['compensation']}."
+    if "protect" in method:  # pages of older reports are drawn too
+        parts += f" Protected: {method['protect']}; parts compared by: {method['weigh']}."
     sensitive = any(row["ffn"]["sensitivity"] is not None for row in report["blocks"])
     why = (
-        "Sensitivity is what hangs on a part to first order: Σ|weight · gradient| in the dense model, nats per token."
+        "Sensitivity compares parts to first order: Σ|weight · gradient| of the dense model. It predicts no loss."
         if sensitive
         else "The profile has no gradients, so no sensitivity is shown."
     )

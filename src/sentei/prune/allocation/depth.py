@@ -13,13 +13,14 @@ def _solve(problem: Problem) -> list[Choice]:
     for i in np.argsort(-np.asarray(problem.angles), kind="stable"):
         if problem.cost(choices) <= problem.target:
             return choices
-        if i == 0:  # engines read the cache length from block 0
-            continue
+        if i == 0 or problem.protects("attention", int(i)) or problem.protects("ffn", int(i)):
+            continue  # engines read the cache length from block 0
         gone = next(j for j, option in enumerate(problem.curves[i].attention) if not option.kv_groups)
         choices[i] = Choice(gone, problem.dense.blocks[i].ffn)
     if problem.cost(choices) > problem.target:
         raise InfeasibleError(
-            f"{problem.budget.describe()} cannot be met by removing blocks 1 to {len(choices) - 1}; ask for less"
+            f"{problem.budget.describe()} cannot be met by removing blocks 1 to {len(choices) - 1} "
+            f"(protected: {problem.protect}); ask for less"
         )
     return choices
 

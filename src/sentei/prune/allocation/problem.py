@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError, InputError
-from sentei.plan import BlockShape, Budget, ModelShape
+from sentei.plan import BlockShape, Budget, ModelShape, Weigh
+from sentei.protect import Protect
 from sentei.prune.compensation import COMPENSATIONS
 from sentei.prune.ranking import BlockCurves
 
@@ -36,6 +37,8 @@ class Problem:
         budget: what is asked for.
         score: whose losses the curves hold.
         compensation: of the cut; one that adds a bias to every part that is cut makes it dearer.
+        protect: what is not thinned.
+        weigh: how the curves' losses were made comparable.
     """
 
     dense: ModelShape
@@ -44,6 +47,8 @@ class Problem:
     budget: Budget
     score: str
     compensation: str
+    protect: Protect
+    weigh: Weigh
 
     @property
     def bias(self) -> bool:
@@ -51,12 +56,22 @@ class Problem:
         return COMPENSATIONS[self.compensation].bias
 
     def __post_init__(self) -> None:
-        """Raises InputError where the target engine cannot hold the architecture, whatever is removed."""
+        """Raises InputError where the target engine cannot hold the architecture, or not what is protected."""
         if self.dense.qk_norm and not self.budget.limits.qk_norm:
             raise InputError(
                 f"engine {self.budget.target_engine!r} reads pruned models as nemotron-nas, which has no norms on q "
                 "and k; use --target-engine transformers, gguf, onnx, openvino or uniform"
             )
+        if self.budget.limits.uniform and self.protect != Protect():
+            raise InputError(
+                f"--protect {self.protect} keeps some blocks whole, but engine 'uniform' wants all blocks alike; "
+                "use --protect none or another --target-engine"
+            )
+
+    def protects(self, part: str, index: int) -> bool:
+        """Whether the "attention" or the "ffn" part of a block is not to be thinned."""
+        heads = self.dense.blocks[index].heads_per_group
+        return self.protect.holds(part, index, len(self.dense.blocks), heads)
 
     @cached_property
     def target(self) -> int:
@@ -80,7 +95,8 @@ class Problem:
             for option in curves.attention:
                 groups, heads = len(option.kv_groups), option.heads_per_group
                 cut = self.bias and (groups, heads) != (full.kv_groups, full.heads_per_group)
-                row.append(self._cost(BlockShape(kv_groups=groups, heads_per_group=heads, ffn=0, o_bias=cut)))
+                size = {"kv_groups": groups, "heads_per_group": heads, "ffn": 0, "o_bias": full.o_bias or cut}
+                row.append(self._cost(full.model_copy(update=size)))
             found.append(np.array(row, dtype=np.int64))
         return found
 
@@ -89,18 +105,19 @@ class Problem:
         """Per block, the cost of the FFN after k channels went, k = 0 … all; linear but for norm and bias."""
         found = []
         for full in self.dense.blocks:
-            sizes = [BlockShape(kv_groups=0, heads_per_group=0, ffn=n, down_bias=self.bias) for n in (1, 2)]
-            one, two = (self._cost(size) for size in sizes)
+            alone = full.model_copy(update={"kv_groups": 0, "heads_per_group": 0})
+            cut = {"down_bias": full.down_bias or self.bias}
+            one, two = (self._cost(alone.model_copy(update=cut | {"ffn": n})) for n in (1, 2))
             kept = full.ffn - np.arange(full.ffn + 1, dtype=np.int64)
             costs = one + (two - one) * (kept - 1)
-            costs[0] = self._cost(BlockShape(kv_groups=0, heads_per_group=0, ffn=full.ffn))
+            costs[0] = self._cost(alone)
             costs[-1] = 0
             found.append(costs)
         return found
 
     @cached_property
     def attention_legal(self) -> list[NDArray[np.bool_]]:
-        """Per block, which attention options the target engine can hold. Block 0 keeps its attention."""
+        """Per block, which attention options the engine can hold and are not protected. Block 0 keeps one."""
         limits = self.budget.limits
         found = []
         for index, curves in enumerate(self.curves):
@@ -108,20 +125,24 @@ class Problem:
             for i, option in enumerate(curves.attention):
                 gone = not option.kv_groups
                 legal[i] = (index > 0 and limits.skip_parts) if gone else not limits.fixed_query_heads
+            if self.protects("attention", index):
+                legal[:] = False
             legal[0] = True
             found.append(legal)
         return found
 
     @cached_property
     def ffn_legal(self) -> list[NDArray[np.bool_]]:
-        """Per block, which channel counts are legal: a multiple, all, or (where allowed) none."""
+        """Per block, which counts of removed channels are legal: to a multiple, none, or (where allowed) all."""
         limits = self.budget.limits
         found = []
-        for full in self.dense.blocks:
+        for index, full in enumerate(self.dense.blocks):
             kept = full.ffn - np.arange(full.ffn + 1)
             legal = kept % limits.ffn_multiple == 0
+            legal[-1] = limits.skip_parts
+            if self.protects("ffn", index):
+                legal[:] = False
             legal[0] = True
-            legal[-1] = limits.skip_parts or full.ffn == 0
             found.append(legal)
         return found
 

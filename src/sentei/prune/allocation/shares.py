@@ -67,12 +67,17 @@ def _bisect(enough: Callable[[float], bool]) -> float:
 
 
 def _fractional_cost(problem: Problem, shares: NDArray[np.float64]) -> float:
-    """Cost when every part of block i loses exactly the share i, fractions of units allowed."""
-    prunable = not problem.budget.limits.fixed_query_heads  # shares never remove whole parts
+    """Cost when every part of block i loses exactly the share i, or a fraction of a unit, but for what is protected."""
     total = float(problem.fixed)
     for i, share in enumerate(shares):
-        total += problem.attention_costs[i][0] * (1 - share if prunable else 1) + problem.ffn_costs[i][0] * (1 - share)
+        total += problem.attention_costs[i][0] * (1 - share if _thins_attention(problem, i) else 1)
+        total += problem.ffn_costs[i][0] * (1 if problem.protects("ffn", i) else 1 - share)
     return total
+
+
+def _thins_attention(problem: Problem, index: int) -> bool:
+    """Whether a share of the block's attention may go; shares never remove whole parts."""
+    return not (problem.budget.limits.fixed_query_heads or problem.protects("attention", index))
 
 
 def _round_attention(problem: Problem, shares: NDArray[np.float64]) -> list[int]:
@@ -80,6 +85,9 @@ def _round_attention(problem: Problem, shares: NDArray[np.float64]) -> list[int]
     chosen, owed = [], 0.0
     for i, share in enumerate(shares):
         full = problem.dense.blocks[i]
+        if not _thins_attention(problem, i):
+            chosen.append(0)
+            continue
         owed += share * full.kv_groups
         by_groups = {
             len(option.kv_groups): at

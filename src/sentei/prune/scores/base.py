@@ -30,8 +30,8 @@ class Score:
 
     Attributes:
         start: makes the remover of a part; gets the part's statistics and a seeded generator.
-        scale: what the losses measure: `nats` of the model's loss, squared error at the part's `output`, or `none`
-            (comparable inside a part only).
+        scale: what the losses measure: `nats` of the model's loss, squared error at the part's `output`, or `none` of
+            these: they order units, and their sums predict nothing.
         needs_gradients: whether the profile's gradient pass is needed.
         line: one line for people, with the source.
     """
