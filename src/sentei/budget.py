@@ -77,10 +77,10 @@ def _share(value: Any) -> Any:
 def _amount(text: str, units: dict[str, int], example: str) -> int:
     found = _NUMBER.fullmatch(text.strip().lower())
     if found is None or found[2] not in units:
-        raise ValueError(f"{text!r} is no amount; write it as {example}")
+        raise ValueError(f"{text[:40]!r} is no amount; write it as {example}")
     number = Decimal(found[1].replace("_", "")) * units[found[2]]
     if number > LARGEST:
-        raise ValueError(f"{text!r} is more than any machine holds")
+        raise ValueError(f"{text[:40]!r} is more than any machine holds")
     return int(number)
 
 

@@ -88,3 +88,21 @@ def test_removed_parts_are_none_and_have_no_weights():
 
 def test_every_registered_family_is_tested():
     assert {name for name, _ in VARIANTS.values()} == set(FAMILIES)
+
+
+def test_shape_says_how_far_blocks_see_and_in_what_dtype_they_are_stored():
+    def windows(variant, **sizes):
+        config = tiny_model(variant, **sizes).config
+        return [b.window for b in family_of(config).shape(config).blocks]
+
+    assert windows("llama") == windows("mistral") == windows("qwen2") == [None] * 4
+    assert windows("mistral-window") == [5] * 4
+    assert windows("qwen2-window") == [None, 5, 5, 5]
+    model = tiny_model("llama")
+    family = family_of(model.config)
+    for declared, itemsize in (("bfloat16", 2), (torch.float32, 4), ("float16", 2)):
+        model.config.sentei_dtype = declared
+        assert family.shape(model.config).itemsize == family.shape(model.to(torch.float16).config).itemsize == itemsize
+    model.config.sentei_dtype = "float17"
+    with pytest.raises(InputError, match="dtype 'float17'"):
+        family.shape(model.config)

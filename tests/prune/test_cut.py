@@ -179,3 +179,36 @@ def test_a_budget_above_the_dense_model_is_refused(ids):
 def test_an_unknown_method_names_the_nearest(ids):
     with pytest.raises(InputError, match="did you mean 'numerical'"):
         plan(measure(tiny_model("llama"), ids), Budget(sparsity=0.1), "numericle")
+
+
+@pytest.mark.parametrize("method", ["structural", "flap", "wanda-sp"])
+@pytest.mark.parametrize("budget", [{"sparsity": 0.25}, {"bytes": 170_000, "context": 16}])
+def test_a_model_with_added_biases_is_cut_again_within_the_budget(ids, method, budget):
+    once = cut(tiny_model("llama"), plan(measure(tiny_model("llama"), ids), Budget(sparsity=0.2), "flap"), ids)
+    shape = family_of(once.config).shape(once.config)
+    assert any(b.o_bias for b in shape.blocks) and any(b.down_bias for b in shape.blocks)
+    wanted = Budget(**budget)
+    decided = plan(measure(once, ids), wanted, method)
+    twice = cut(once, decided, ids)
+    params = sum(p.numel() for p in family_of(once.config).blocks(twice).parameters())
+    assert params == decided.predicted["block_params"]
+    assert wanted.cost(decided.shape()) <= wanted.target(decided.dense)
+    assert family_of(once.config).shape(twice.config) == decided.shape()
+
+
+@pytest.mark.parametrize("pair", [("residual", "residual+bias"), ("least-squares", "least-squares+bias")])
+def test_a_bias_that_has_no_place_is_not_fitted(ids, pair):
+    """A whole FFN goes: no part that stays is cut, so none gets a bias, and the weights are fitted without one."""
+    model = tiny_model("llama")
+    decided = plan(measure(model, ids), Budget(sparsity=0.0), "structural")
+    decided.blocks[0] = decided.blocks[0].model_copy(update={"ffn": []})
+    with_bias = [decided.model_copy(update={"compensation": name}) for name in pair]
+    plain, biased = (cut(model, p, ids).state_dict() for p in with_bias)
+    assert plain.keys() == biased.keys() and all(torch.equal(plain[key], biased[key]) for key in plain)
+    assert not torch.equal(plain["model.layers.1.mlp.down_proj.weight"], model.model.layers[1].mlp.down_proj.weight)
+
+
+def test_low_rank_models_say_what_to_measure_instead(ids):
+    small = cut(tiny_model("llama"), plan(measure(tiny_model("llama"), ids), Budget(sparsity=0.3), "low-rank"), ids)
+    with pytest.raises(InputError, match="low-rank matrices already; measure the model that it was made from"):
+        measure(small, ids)
