@@ -18,6 +18,7 @@ from sentei.data.windows import Windows, as_windows, spread
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
+from sentei.families.selfcheck import check_family
 from sentei.measure.profile import BlockStats, PartStats, Profile
 from sentei.measure.stream import PARTS, column_sum, embed, gram, part_linears, run_block, tap
 from sentei.models.load import as_loaded
@@ -51,7 +52,8 @@ def measure(
         progress: told about every block.
 
     Raises:
-        InputError: unknown architecture, unusable data, or a model whose activations are not finite (block named).
+        InputError: unknown architecture, unusable data, a family that describes another computation than the model's,
+            or a model whose activations are not finite (block named).
     """
     loaded = as_loaded(model, tokenizer)
     net, family = loaded.model, family_of(loaded.model.config)
@@ -61,6 +63,7 @@ def measure(
     shape = family.shape(net.config)
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
+    check_family(family, net, windows.ids)
     progress = shown(progress)
     needed = _memory_needed(shape, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize)
     progress.say(f"  measure: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the model")

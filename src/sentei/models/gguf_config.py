@@ -101,7 +101,9 @@ def read_model(file: GgufFile) -> GgufModel:
             raise InputError(
                 f"{file.path}: {key} is {found}, the families that sentei knows need the head size {wanted}"
             )
-    vocab = file.shapes.get("token_embd.weight", (0,))[0]
+    if "token_embd.weight" not in file.shapes:
+        raise InputError(f"{file.path}: tensor token_embd.weight is missing; fetch or convert the file again")
+    vocab = file.shapes["token_embd.weight"][0]
     file.drop(rf"{arch}\.(vocab_size|tensor_data_layout)")  # the embedding's rows; llama's old note on its rows' order
     context = file.need(f"{arch}.context_length", int)
     values = {

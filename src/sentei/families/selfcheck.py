@@ -1,0 +1,135 @@
+"""Does a family describe what its model computes? One short window through both, before anything is measured.
+
+A family that was written from facts alone is silently wrong where the architecture has more: a multiplier on the
+embedding or on what a part adds (Granite), a norm behind a part, parts side by side, a soft cap on the logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sentei.errors import InputError
+from sentei.families import modeling_sentei
+from sentei.families.base import Family
+from sentei.families.surgery import on_meta, pruned_config, ready
+
+TOKENS = 64  # of the window
+_PARTS = {"attention": ("q_proj", "o_proj"), "ffn": ("gate_proj", "down_proj")}  # what reads, what writes
+
+
+@dataclass
+class _Seen:
+    """What went into and came out of a module."""
+
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+@torch.no_grad()
+def check_family(family: Family, model: nn.Module, ids: Tensor) -> None:
+    """Compares what the family says with what the model does.
+
+    Checked: the embedding against what enters block 0; what each part reads, its last matrix, and the sum of the parts
+    against each block; each block alone against the block in the model; final norm and head against the logits; and the
+    class of pruned models, with nothing removed, against the model.
+
+    Args:
+        family: of the model.
+        model: a causal language model, dense or pruned, in any dtype.
+        ids: [1, T] token ids; the first `TOKENS` are read.
+
+    Raises:
+        InputError: a difference beyond rounding, with the block and the part.
+    """
+    ids = ids[:1, :TOKENS].to(next(model.parameters()).device)
+    blocks = list(family.blocks(model))
+    parts = {(i, name): family.part(block, name) for i, block in enumerate(blocks) for name in _PARTS}
+    watched: dict[Any, nn.Module] = dict(enumerate(blocks))
+    for (i, name), part in parts.items():
+        if part is not None:
+            reads, writes = (cast(nn.Module, getattr(part, linear)) for linear in _PARTS[name])
+            watched |= {(i, name): part, (i, name, "reads"): reads, (i, name, "writes"): writes}
+    with _watch(watched) as seen:
+        logits = cast(Any, model)(ids, use_cache=False).logits
+    if not torch.isfinite(logits).all():
+        return  # measuring names the block where this begins
+    check = _Checker(family.name, max(4 * torch.finfo(logits.dtype).eps, 1e-5))
+    check("the embedding", family.embed(model, ids), seen[0].inputs[0])
+    for i, block in enumerate(blocks):
+        entered, left = seen[i].inputs[0], seen[i].outputs[0]
+        total = entered
+        for name in _PARTS:
+            if parts[i, name] is None:
+                continue
+            where, added = f"block {i}, {name} part", seen[i, name].outputs[0]
+            check(f"{where}: what it reads", family.part_norm(block, name)(total), seen[i, name, "reads"].inputs[0])
+            check(f"{where}: its last matrix", seen[i, name, "writes"].outputs[0], added)
+            total = total + added
+        check(f"block {i}: the sum of its parts", total, left)
+        check(f"block {i} alone", _output(block(entered, **family.block_inputs(model, entered, i))), left)
+    check("final norm and head", family.head(model)(family.final_norm(model)(seen[len(blocks) - 1].outputs[0])), logits)
+    whole = _as_pruned(family, model)
+    if whole is not None:
+        check("the class of pruned models, nothing removed", whole(ids, use_cache=False).logits, logits, slack=4)
+
+
+class _Checker:
+    """Compares token by token; `limit`: relative error that rounding explains."""
+
+    def __init__(self, family: str, limit: float) -> None:
+        self.family, self.limit = family, limit
+
+    def __call__(self, where: str, ours: Tensor, real: Tensor, slack: float = 1) -> None:
+        same = ours.shape == real.shape
+        off = float("inf")
+        if same:
+            a, b = ours.double(), real.double()
+            off = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(1e-30)).max())
+        if not off <= slack * self.limit:
+            by = f"off by {off:.2g} of its size, rounding explains {slack * self.limit:.1g}"
+            raise InputError(
+                f"family {self.family} computes something else than the model at {where} "
+                f"({by if same else f'shape {list(ours.shape)}, expected {list(real.shape)}'}); "
+                "docs/add-a-family.md says what a family must describe"
+            )
+
+
+def _as_pruned(family: Family, model: nn.Module) -> Any:
+    """The model as the class that a cut makes, sharing its weights; None where the family has no such class yet."""
+    name = f"Sentei{family.prefix}ForCausalLM"
+    if not hasattr(modeling_sentei, name):
+        return None
+    net = cast(Any, model)
+    config = pruned_config(net.config, family.shape(net.config))
+    new = on_meta(getattr(modeling_sentei, name), config, net.dtype)
+    new.load_state_dict(net.state_dict(), assign=True)
+    return ready(new, net.device)
+
+
+def _output(out: Any) -> Tensor:
+    return cast(Tensor, out[0] if isinstance(out, tuple) else out)  # a tuple before transformers 4.54
+
+
+@contextlib.contextmanager
+def _watch(modules: dict[Any, nn.Module]) -> Iterator[dict[Any, _Seen]]:
+    seen = {key: _Seen() for key in modules}
+
+    def hook(key: Any) -> Any:
+        def keep(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            seen[key].inputs.append(args[0] if args else kwargs["hidden_states"])
+            seen[key].outputs.append(_output(output))
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(key), with_kwargs=True) for key, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
