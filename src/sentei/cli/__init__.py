@@ -8,6 +8,8 @@ import warnings
 
 from sentei.errors import InputError, SenteiError
 
+LONGEST = 1000  # characters of a message
+
 
 def main() -> None:
     """Entry point of `sentei`.
@@ -41,10 +43,16 @@ def main() -> None:
         sys.exit(code)
 
 
+def _line(text: str) -> str:
+    """One line; of what a file made too long to read, both ends."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+
+
 def explain(error: Exception) -> tuple[int, str]:
     """Exit code and one line for an exception."""
     if isinstance(error, SenteiError):
-        return error.exit_code, " ".join(str(error).split())
+        return error.exit_code, _line(str(error))
     if "No space left on device" in str(error):  # safetensors has its own exception for it
         return InputError.exit_code, "the disk is full; free space or choose another --out"
     if isinstance(error, OSError) and error.filename is not None:  # of the file system, which the user can mend
