@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,96 +87,86 @@ def _too_deep() -> str:
     return f"lists and objects are nested too deeply, expected at most {DEPTH} levels"
 
 
-def check_output(path: Path, *, overwrite: bool = False) -> Path:
-    """Refuses an output that exists and is not empty, before any work is done.
+class WriteError(InputError):
+    """A place that cannot be written.
 
-    Raises:
-        InputError: `path` is a file, or a directory with something in it, and `overwrite` is off.
+    Attributes:
+        path: the place.
+        reason: why not, in a few words.
     """
-    path = Path(path)
-    taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    if taken and not overwrite:
-        raise InputError(f"{path} exists and is not empty; choose another --out, or pass --overwrite")
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"{path} cannot be made: {parent} is a file; choose another --out")
-    return path
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"cannot write {path}: {reason}; free space or choose another --out")
+        self.path, self.reason = path, reason
 
 
 @contextlib.contextmanager
-def _mended(path: Path) -> Iterator[None]:
-    """Turns a full disk or a missing permission into one line."""
+def mended(path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong in a block that only writes `path` into one line.
+
+    Raises:
+        WriteError: the disk is full, a permission is missing, a name too long, ….
+    """
     from safetensors import SafetensorError
 
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another place"
-        ) from error
+        raise WriteError(path, str(error.strerror or error)) from error
     except SafetensorError as error:  # its own name for a full disk
-        raise InputError(f"cannot write {path}: {error}; free space or choose another place") from error
+        raise WriteError(path, str(error)) from error
 
 
 @contextlib.contextmanager
-def atomic_dir(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A new directory that appears at `path` only when the block ends without an error."""
-    path = check_output(path, overwrite=overwrite)
-    with _mended(path):
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-        try:
-            yield scratch
-            scratch.chmod(0o755)
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.exists():
-                path.unlink()
-            os.replace(scratch, path)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+def told_as(path: Path) -> Iterator[None]:
+    """A block of other work too, which writes the output `path`: a full disk is told by that name.
+
+    Raises:
+        WriteError: the disk is full, or a file of the output, or of the scratch beside it, cannot be written.
+    """
+    try:
+        yield
+    except WriteError as error:
+        inner, own = Path(os.path.abspath(error.path)), Path(os.path.abspath(path))
+        hidden = inner.relative_to(own.parent).parts[:1] if inner.is_relative_to(own.parent) else ()
+        if inner == path or not (inner.is_relative_to(own) or (hidden[:1] and hidden[0].startswith(f".{own.name}."))):
+            raise  # of another place, such as the cache
+        raise WriteError(path, error.reason) from error
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise WriteError(path, "No space left on device") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of any library says that the disk is full."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left on device" in str(error)
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A file that appears at `path` only when the block, which writes to the path it gets, ends without an error."""
+    """A file that appears at `path` only when the block, which writes to the path it gets, ends without an error.
+
+    For files inside a directory that this process owns; see `sentei.outputs` for what the user names.
+    """
     scratch = path.with_name(f".{path.name}.new")
-    with _mended(path):
+    with mended(path):
         try:
+            scratch.unlink(missing_ok=True)  # may be a link, where `run` was killed in publishing
             yield scratch
             os.replace(scratch, path)
         finally:
             scratch.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def work_dir(out: Path, key: Any) -> Iterator[Path]:
-    """A directory beside `out` for work that can be gone on with; it is removed when the block ends without an error.
-
-    Its name holds the hash of `key` (JSON: all that the work depends on), so other settings find another directory.
-    """
-    path = out.absolute().parent / f".{out.name}.partial-{hash_json(key)[:12]}"
-    with _mended(path):
-        path.mkdir(parents=True, exist_ok=True)
-    yield path
-    shutil.rmtree(path)
-
-
 def write_text(path: Path, text: str) -> None:
     """Writes a file through a temporary one and a rename."""
     path = Path(path)
-    with _mended(path):
+    with mended(path):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        finally:
-            Path(scratch).unlink(missing_ok=True)
+        with atomic_file(path) as scratch:
+            scratch.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

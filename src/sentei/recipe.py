@@ -194,6 +194,12 @@ class Recipe(_Section):
             }
         )
 
+    def sources(self) -> list[str]:
+        """What it reads: paths, and names of models and data."""
+        recover = self.recover
+        recovery = [] if recover is None else [recover.pool, *([recover.target] if recover.target else [])]
+        return [self.model, self.data, *self.prove.texts, *self.prove.tasks, *recovery]
+
     def dump(self) -> str:
         """The resolved recipe as YAML, defaults and all."""
         value = self.model_dump(mode="json", exclude_none=True)

@@ -12,14 +12,15 @@ import importlib.metadata
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sentei
 from sentei.errors import InputError
-from sentei.files import atomic_dir, check_output, hash_file, hash_json, write_json
+from sentei.files import hash_file, hash_json, write_json
+from sentei.outputs import check_output, locked, probe, refuse_place, remove, replaced_dir
 from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
 from sentei.record import read_record
@@ -109,25 +110,33 @@ def run(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(Path(recipe))
     out = Path(out)
-    resumable = (out / "recipe.yaml").is_file()
-    try:
-        check_output(out, overwrite=overwrite and resumable)
-    except InputError as error:
-        hint = "choose another --out: it holds no run"
-        if resumable:
+    resumable = _holds_run(out)
+    refuse_place(out, recipe.sources())
+    if resumable:
+        if not overwrite:
             hint = f"`sentei resume {out}` goes on with the run in it, --overwrite runs another recipe there"
-        raise InputError(f"{out} exists and is not empty; {hint}") from error
+            raise InputError(f"{out} exists and is not empty; {hint}")
+        probe(out / "recipe.yaml")
+    elif out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; choose another --out: it holds no run")
+    else:
+        check_output(out)
     return _Run(recipe, out, shown(progress)).go()
 
 
 def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Goes on with a run that was stopped; a finished one is left as it is. Returns and raises as `run`."""
     out = Path(out)
-    if not (out / "recipe.yaml").is_file():
+    if not _holds_run(out):
         raise InputError(
             f"{out} holds no run (recipe.yaml is missing); `sentei run recipe.yaml --out {out}` starts one"
         )
     return _Run(Recipe.load(out / "recipe.yaml"), out, shown(progress)).go()
+
+
+def _holds_run(out: Path) -> bool:
+    """Whether a directory is that of a run, begun or done; a recipe alone may be anywhere."""
+    return (out / "recipe.yaml").is_file() and ((out / ".lock").is_file() or (out / "stages").is_dir())
 
 
 class _Run:
@@ -147,7 +156,7 @@ class _Run:
             self.stages[name].check(self.recipe)
         self.untold = todo
         fresh = not self.out.exists()
-        with _locked(self.out):
+        with locked(self.out):
             try:
                 self.recipe.save(self.out / "recipe.yaml")
                 if isinstance(self.progress, TerminalProgress):
@@ -183,7 +192,10 @@ class _Run:
         for folder, kept in (("stages", set(self.dirs.values())), ("work", going_on)):
             for path in (self.out / folder).glob("*"):
                 if path not in kept:
-                    shutil.rmtree(path)
+                    remove(path)
+        for item in {item for stage in STAGES.values() for item in stage.publishes}:
+            for path in self.out.glob(f".{item}.*"):
+                remove(path)
 
     def _stage(self, name: str, key: str) -> None:
         number = f"[{list(self.stages).index(name) + 1}/{len(self.stages)}] {name}"
@@ -195,7 +207,7 @@ class _Run:
         self.progress.say(f"{number} …")
         started = time.monotonic()
         work = self._work(name, key)
-        with atomic_dir(self.dirs[name], overwrite=True) as scratch:
+        with replaced_dir(self.dirs[name]) as scratch:
             work.mkdir(parents=True, exist_ok=True)
             before = {other: self.dirs[other] for other in self.stages[name].after if other in self.stages}
             context = Context(self.recipe, scratch, work, self.progress, self._dense, before)
@@ -213,10 +225,7 @@ class _Run:
         for item, source in shown.items():
             _publish(source, self.out / item)
         for item in {item for stage in STAGES.values() for item in stage.publishes} - set(shown):
-            if (self.out / item).is_dir():  # of another recipe, which had that stage
-                shutil.rmtree(self.out / item)
-            else:
-                (self.out / item).unlink(missing_ok=True)
+            remove(self.out / item)  # of another recipe, which had that stage
         shutil.rmtree(self.out / "work", ignore_errors=True)  # nothing is left to go on with
 
     def _dense(self) -> Loaded:
@@ -258,34 +267,13 @@ def _publish(source: Path, target: Path) -> None:
         shutil.copy2(from_, to)
 
     if source.is_dir():
-        with atomic_dir(target, overwrite=True) as scratch:
+        with replaced_dir(target) as scratch:
             shutil.copytree(source, scratch, copy_function=place, dirs_exist_ok=True)
     else:
         scratch_file = target.with_name(f".{target.name}.new")
         scratch_file.unlink(missing_ok=True)
         place(str(source), str(scratch_file))
         os.replace(scratch_file, target)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One run at a time in a directory; the lock goes with the process, however it ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = open(out / ".lock", "w")  # noqa: SIM115 - held open below
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
-    with handle:
-        try:
-            import fcntl  # not on Windows: there two runs in one directory are the user's care
-        except ImportError:
-            yield
-            return
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another sentei is running in {out}; wait for it or choose another --out") from None
-        yield
 
 
 def fingerprint(source: str) -> str:

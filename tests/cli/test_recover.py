@@ -89,7 +89,10 @@ def test_tune_refuses_in_one_line(sentei: Sentei, files: Path, tmp_path: Path) -
     refused(tune(sentei, files, data, out, "--loss", "kd"), "distillation needs a teacher")
     refused(tune(sentei, files, tmp_path / "none.jsonl", out), "none.jsonl does not exist")
     refused(tune(sentei, files, data, out, "--budget-params", "200%"), "expected a share")
-    refused(tune(sentei, files, data, files), "exists and is not empty")
+    refused(tune(sentei, files, data, files), "holds the input")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    refused(tune(sentei, files, data, tmp_path / "full"), "exists and is not empty")
     assert not out.exists()
 
 

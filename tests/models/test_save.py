@@ -196,8 +196,12 @@ def test_a_directory_in_use_is_refused_and_untouched(tmp_path):
     with pytest.raises(InputError, match="not empty"):
         save(tiny_model("llama"), tmp_path / "m")
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["mine"]
-    save(tiny_model("llama"), tmp_path / "m", overwrite=True)
-    assert not (tmp_path / "m" / "mine").exists()
+    with pytest.raises(InputError, match="was not written by sentei"):
+        save(tiny_model("llama"), tmp_path / "m", overwrite=True)
+    assert (tmp_path / "m" / "mine").read_text() == "keep"
+    save(tiny_model("llama"), tmp_path / "n")
+    save(tiny_model("qwen3"), tmp_path / "n", overwrite=True)
+    assert load(tmp_path / "n").model.config.model_type == "qwen3"
 
 
 def test_overwriting_the_directory_that_a_model_came_from(ids, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 
 from run import fake_stages
 from sentei.errors import InputError
+from sentei.outputs import locked
 from sentei.plan import Budget
 from sentei.progress import TerminalProgress
 from sentei.recipe import Prune, Recipe
@@ -153,7 +154,7 @@ def test_a_damaged_record_is_named(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_directory_are_refused(recipe: Recipe, tmp_path: Path) -> None:
-    with engine._locked(tmp_path / "out"), pytest.raises(InputError, match="another sentei is running"):
+    with locked(tmp_path / "out"), pytest.raises(InputError, match="another sentei is running"):
         engine._Run(recipe, tmp_path / "out", TerminalProgress()).go()
 
 

@@ -14,7 +14,8 @@ LONGEST = 1000  # characters of a message
 def main() -> None:
     """Entry point of `sentei`.
 
-    Exits with 0 (done), 1 (a fault of ours), 2 (bad input), 3 (quality missed), 4 (infeasible) or 130 (Ctrl-C).
+    Exits with 0 (done), 1 (a fault of ours), 2 (bad input), 3 (quality missed), 4 (infeasible), 130 (Ctrl-C) or 143
+    (SIGTERM).
     """
     # The libraries below print bars and advice of their own; what they must say comes as an exception. MKL adds up
     # in an order that hangs on free processors, unless told not to: a run would not give the same bits again.
@@ -31,10 +32,15 @@ def main() -> None:
     debug = len(args) < len(sys.argv) - 1
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore", FutureWarning)  # between libraries, about names that we do not use
-    from sentei.cli.app import app
+    from sentei.cli.stopping import exit_code, terminable
 
     try:
-        app(args=args, prog_name="sentei")
+        with terminable():
+            from sentei.cli.app import app
+
+            app(args=args, prog_name="sentei")
+    except KeyboardInterrupt as stop:  # before a verb began
+        sys.exit(exit_code(stop))
     except Exception as error:
         if debug:
             raise

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sentei.cli.stopping import exit_code, how_to_go_on
 from sentei.errors import InputError
 
 LARGEST = 2**63 - 1  # of a number on the command line
@@ -77,6 +81,22 @@ def _refuse_number(name: str, value: Any) -> None:
         raise InputError(f"{flag} is {value}, expected a finite number")
 
 
+class Verb(ManyValues):
+    """A verb: lets go of the outputs that it held, and says how to go on where it is stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs it."""
+        with ExitStack() as held:
+            token = _HELD.set(held)
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as stop:
+                typer.echo(f"\nstopped; {how_to_go_on(self.name, ctx.params)}", err=True)
+                raise typer.Exit(exit_code(stop)) from None
+            finally:
+                _HELD.reset(token)
+
+
 class Format(str, Enum):
     """How data are printed."""
 
@@ -136,6 +156,32 @@ def options(
     """What holds for every verb."""
 
 
+_HELD: ContextVar[ExitStack] = ContextVar("outputs that the running verb holds")
+
+
+def hold(
+    out: Path,
+    *inputs: str | Path | None,
+    overwrite: bool,
+    check: Callable[..., Any] | None = None,
+) -> None:
+    """Refuses a bad place for the output before any work, and holds it until the verb ends.
+
+    Args:
+        out: the output.
+        inputs: what the verb reads.
+        overwrite: what sentei wrote there may be replaced.
+        check: refuses; default: `sentei.outputs.check_output`.
+
+    Raises:
+        InputError: the place is bad, or another process works on it.
+    """
+    from sentei.outputs import check_output, claimed
+
+    (check or check_output)(out, inputs=inputs, overwrite=overwrite)
+    _HELD.get().enter_context(claimed(out))
+
+
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
@@ -153,4 +199,4 @@ def print_table(table: Any) -> None:
 
 for verb in VERBS:
     module = importlib.import_module(f"sentei.cli.{verb}")
-    app.command(verb, cls=ManyValues)(getattr(module, f"{verb}_command"))
+    app.command(verb, cls=Verb)(getattr(module, f"{verb}_command"))

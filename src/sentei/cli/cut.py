@@ -19,6 +19,7 @@ from sentei.cli.app import (
     Tokens,
     Trust,
     Window,
+    hold,
     print_json,
 )
 
@@ -38,11 +39,10 @@ def cut_command(
 ) -> None:
     """Remove what the plan removes and fit what stays; writes a directory that plain transformers loads."""
     from sentei.data.calibration import read_calibration
-    from sentei.files import check_output
     from sentei.plan import Plan
     from sentei.progress import TerminalProgress
 
-    check_output(out, overwrite=overwrite)
+    hold(out, model, plan, data, overwrite=overwrite)
     wanted = Plan.load(plan)
     texts = None if data is None else read_calibration(data, field)
     from sentei.models.load import load

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, hold, print_json
 
 if TYPE_CHECKING:
     from sentei.fit.setup import Settings
@@ -65,7 +65,7 @@ def fit_command(
     from sentei.report.fit import render, summary
 
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
-    claim(out, overwrite=overwrite)
+    hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
     loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     try:
         report = fit(
@@ -79,6 +79,7 @@ def fit_command(
             settings=settings,
             workers=workers,
             seed=seed,
+            overwrite=overwrite,
             progress=TerminalProgress(),
         ).report
     except QualityError:

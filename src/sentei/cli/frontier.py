@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, hold, print_json
 from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption, read_settings
 
 
@@ -38,7 +38,7 @@ def frontier_command(
     from sentei.report.frontier import render, summary
 
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
-    claim(out, overwrite=overwrite)
+    hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
     loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
     report = frontier(
         loaded,
@@ -47,6 +47,7 @@ def frontier_command(
         shares=shares or SHARES,
         settings=settings,
         latency=latency,
+        overwrite=overwrite,
         progress=TerminalProgress(),
     )
     report["given"] = {"model": model, "task": str(task), "out": str(out)}

@@ -19,6 +19,7 @@ from sentei.cli.app import (
     Tokens,
     Trust,
     Window,
+    hold,
     print_json,
 )
 
@@ -43,10 +44,9 @@ def measure_command(
 ) -> None:
     """Measure what each part of MODEL does for your data: one pass, kept in a PROFILE/ directory."""
     from sentei.data.calibration import read_calibration
-    from sentei.files import check_output
     from sentei.progress import TerminalProgress
 
-    check_output(out, overwrite=overwrite)
+    hold(out, model, data, overwrite=overwrite)
     texts = read_calibration(data, field)
     from sentei.measure.collect import measure
     from sentei.models.load import load

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sentei.cli.app import Format, FormatOption, Out, Overwrite, print_json, print_table
+from sentei.cli.app import Format, FormatOption, Out, Overwrite, hold, print_json, print_table
 
 if TYPE_CHECKING:
     from sentei.plan import Plan
@@ -48,11 +49,11 @@ def plan_command(
     format: FormatOption = Format.text,
 ) -> None:
     """Decide what each block keeps: seconds, no model needed. Prints what and why."""
-    from sentei.files import check_output
-    from sentei.plan import Budget
+    from sentei.outputs import check_output
+    from sentei.plan import Budget, Plan
     from sentei.schema import parse
 
-    check_output(out, overwrite=overwrite)
+    hold(out, profile, overwrite=overwrite, check=partial(check_output, ours=Plan.load))
     asked = {"sparsity": sparsity, "params": params, "flops": flops, "bytes": bytes_, "ffn_multiple": ffn_multiple}
     shared = {"batch": batch, "context": context, "target_engine": target_engine}
     budget: Budget = parse(Budget, {k: v for k, v in asked.items() if v is not None} | shared, "budget")

@@ -40,11 +40,7 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
     from sentei.errors import QualityError
     from sentei.report.formats import read_report
 
-    try:
-        work()
-    except KeyboardInterrupt:
-        typer.echo(f"\nstopped; `sentei resume {out}` goes on where it was", err=True)
-        raise typer.Exit(130) from None
+    work()
     report = read_report(out / "report.json", ("run",))[1]
     if format is Format.json:
         print_json(report)

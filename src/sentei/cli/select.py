@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Out, Overwrite, Trust, print_json
+from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Out, Overwrite, Trust, hold, print_json
 
 
 def select_command(
@@ -52,10 +52,9 @@ def select_command(
 ) -> None:
     """Choose recovery data by where pruning did damage; writes the rows, a reason for every row, and a page."""
     from sentei.errors import InputError
-    from sentei.files import check_output
     from sentei.recover.select.choices import parse_weights, read_ids
 
-    check_output(out, overwrite=overwrite)
+    hold(out, selection, dense, pruned, pool, target, ids, embedder, overwrite=overwrite)
     choice: dict[str, Any] = {
         "temperature": temperature,
         "weights": parse_weights(weight) if weight else None,

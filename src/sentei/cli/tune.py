@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Model, Out, Overwrite, Trust, print_json
+from sentei.cli.app import (
+    Dtype,
+    DtypeOption,
+    Format,
+    FormatOption,
+    Length,
+    Model,
+    Out,
+    Overwrite,
+    Trust,
+    hold,
+    print_json,
+)
 
 
 def tune_command(
@@ -49,9 +61,9 @@ def tune_command(
 ) -> None:
     """Train the few parameters that matter on recovery data; the result loads like the model it came from."""
     from sentei.errors import QualityError
-    from sentei.files import check_output, work_dir
+    from sentei.outputs import work_dir
 
-    check_output(out, overwrite=overwrite)
+    hold(out, model, data, teacher, other_text, overwrite=overwrite)
     settings: dict[str, Any] = {
         "adapter": adapter,
         "budget_params": budget_params,

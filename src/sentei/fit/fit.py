@@ -65,6 +65,7 @@ def fit(
     evaluations: float = math.inf,
     workers: int = 1,
     seed: int = 0,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Fitted:
     """Finds, confirms and saves the smallest model within the tolerance.
@@ -81,6 +82,7 @@ def fit(
         evaluations: of candidates in place, at most.
         workers: processes that evaluate them, each with the model and its share of the threads.
         seed: of the search.
+        overwrite: replace the run in `out`.
         progress: told about everything.
 
     Raises:
@@ -93,12 +95,10 @@ def fit(
         raise InputError(f"minutes: {minutes:g} is no time; give more than 0")
     settings = settings or Settings()
     if settings.phase is not None and search in ("genetic", "uniform"):
-        raise InputError(
-            f"search {search!r} counts params, FLOPs or bytes; for {settings.phase} time use --search evolve or path"
-        )
+        raise InputError(f"search {search!r} counts params, FLOPs or bytes; {settings.phase} time: evolve or path")
     progress, clock = shown(progress), _Clock()
     deadline = clock.started + 60 * minutes if minutes is not None else math.inf
-    setup = set_up(loaded, task, out, tolerance=tolerance, settings=settings, progress=progress)
+    setup = set_up(loaded, task, out, tolerance=tolerance, settings=settings, overwrite=overwrite, progress=progress)
     clock.lap("set up")
     now = time.monotonic()
     allowance = Allowance(evaluations, now + IN_PLACE * (deadline - now), pace=setup.score_seconds)

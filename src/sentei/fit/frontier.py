@@ -31,6 +31,7 @@ def frontier(
     shares: Sequence[float] = SHARES,
     settings: Settings | None = None,
     latency: bool = True,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Cuts the least predicted loss at every size, and measures it on the search rows.
@@ -42,6 +43,7 @@ def frontier(
         shares: of the dense size to remove, between 0 and 1.
         settings: what size means, what may go, and how the calibration rows are used.
         latency: predict the seconds of every point, from a table that is measured on this machine first.
+        overwrite: replace the run in `out`.
         progress: told about everything.
 
     Returns:
@@ -52,8 +54,8 @@ def frontier(
     """
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: {wrong[0]:g} must be between 0 and 1; 0.3 removes 30 %")
-    progress = shown(progress)
-    setup = set_up(loaded, task, out, tolerance=0.01, settings=settings or Settings(), progress=progress)
+    progress, settings = shown(progress), settings or Settings()
+    setup = set_up(loaded, task, out, tolerance=0.01, settings=settings, overwrite=overwrite, progress=progress)
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"
     known = _known(path) if path.exists() else {}

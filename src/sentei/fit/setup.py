@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,12 @@ from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import chance, read_rows
 from sentei.data.windows import Windows
 from sentei.errors import InputError, unknown
-from sentei.files import check_output, hash_json, write_json
+from sentei.files import hash_json, write_json
+from sentei.marks import write_mark
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
 from sentei.models.load import Loaded
+from sentei.outputs import atomic_dir, check_output, probe, refuse_place
 from sentei.plan import BlockShape, Budget, Plan
 from sentei.progress import Progress
 from sentei.prove.latency import PHASES, Phase, table_for
@@ -38,6 +39,11 @@ HEAL = 24_000
 HEAL_RATE = 5e-4
 GRADIENT_TOKENS = 8192
 RUN = "run.json"
+# What lies in a run directory, as patterns: the searches' journals are named after them.
+_FILES = (
+    *(RUN, "splits.json", "profile/*", "latency-*.json", "plan.json", "plans/*", "model/*", "report.*", "frontier.*"),
+    *("evolve*.jsonl", "path*.jsonl", "genetic*.jsonl", "uniform*.jsonl"),
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def set_up(
     *,
     tolerance: float,
     settings: Settings,
+    overwrite: bool = False,
     progress: Progress,
 ) -> Setup:
     """Reads and divides the rows, scores the dense model, and measures it on the calibration rows.
@@ -133,6 +140,7 @@ def set_up(
         out: run directory: splits.json and profile/ are kept there.
         tolerance: relative loss that is allowed.
         settings: of the search.
+        overwrite: replace the run in `out`.
         progress: told about everything.
 
     Raises:
@@ -155,7 +163,7 @@ def set_up(
     _refuse_chance(goal, dense, floor, task)
     about = task.model_dump(mode="json", exclude={"data"})
     identity = hash_json([loaded.digest, splits.digest, about, settings.key()])
-    _claim(out, identity)  # nothing is written before here, so that what is refused leaves no trace
+    _claim(out, identity, overwrite)  # nothing is written before here, so that what is refused leaves no trace
     if not stored.exists():
         splits.save(stored)
     profile = _profile(loaded, windows, out, progress)
@@ -227,24 +235,29 @@ def _refuse_chance(goal: Goal, dense: Outcome, floor: float, task: TaskFile) -> 
         )
 
 
-def claim(out: Path, *, overwrite: bool = False) -> None:
-    """Refuses a directory that holds something else than a run of this kind; with `overwrite` it is emptied.
+def claim(out: Path, *, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:
+    """Refuses a bad place, and a directory that holds something else than a run of this kind. Nothing is changed.
 
     Raises:
-        InputError: as said, before any work is done.
+        InputError: as said, before any work is done; see `check_output`.
     """
-    if overwrite and out.is_dir():
-        shutil.rmtree(out)
-    if not (out / RUN).exists():
-        check_output(out, overwrite=overwrite)
+    if (out / RUN).exists() and not overwrite:
+        refuse_place(out, inputs)
+        probe(out / RUN)
+    else:
+        check_output(out, inputs=inputs, overwrite=overwrite)
 
 
-def _claim(out: Path, identity: str) -> None:
+def _claim(out: Path, identity: str, overwrite: bool) -> None:
     """One run per directory."""
     path = out / RUN
+    if overwrite and out.exists():
+        with atomic_dir(out, overwrite=True):
+            pass
     if path.exists() and read(path, dict[str, Any]).get("identity") != identity:
         raise InputError(f"{out} holds a run of another model, task or setting; choose another --out, or --overwrite")
     write_json(path, {"schema_version": 1, "identity": identity})
+    write_mark(out, _FILES)
 
 
 def search_budget(objective: str, target_engine: str) -> tuple[Budget, Phase | None]:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sentei.errors import InputError, one_line
-from sentei.files import atomic_dir, hash_json, read_json, write_json
+from sentei.files import hash_json, read_json, write_json
 from sentei.measure.stored import Head, check_tensors
+from sentei.outputs import atomic_dir
 from sentei.plan import ModelShape
 from sentei.schema import parse
 

@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from sentei.errors import InputError
-from sentei.files import atomic_dir, hash_file, hash_json, write_json
+from sentei.files import WriteError, hash_file, hash_json, write_json
 from sentei.models.gguf_config import read_model
 from sentei.models.gguf_file import GgufFile, parts_of, stem_of
 from sentei.models.gguf_vocabulary import read_tokenizer
 from sentei.models.gguf_weights import read_tensors
+from sentei.outputs import atomic_dir
 
 _FORMAT = "2"  # of the cache; raise it when the conversion changes
 _SHARD = 1 << 30  # bytes of weights that are in memory at a time
@@ -47,10 +48,11 @@ def converted(file: Path, *, notice: str | None = None) -> Path:
             with FileLock(f"{directory}.lock"):
                 if not directory.exists():  # another process may have made it meanwhile
                     _convert(model, directory, notice)
-        except OSError as error:
+        except (OSError, WriteError) as error:
+            why = error.reason if isinstance(error, WriteError) else error.strerror or error
             raise InputError(
                 f"{directory.parent}, where converted models are kept, cannot be written "
-                f"({error.strerror or error}); set SENTEI_CACHE to another place"
+                f"({why}); set SENTEI_CACHE to another place"
             ) from error
     return directory
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei.families import modeling_sentei
-from sentei.files import atomic_dir, read_json, write_json, write_text
+from sentei.files import read_json, write_json, write_text
 from sentei.models.card import model_card
+from sentei.outputs import atomic_dir
 from sentei.plan import Plan
 
 if TYPE_CHECKING:

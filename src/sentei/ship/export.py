@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei.errors import InputError, QualityError
-from sentei.files import atomic_dir, atomic_file, check_output, write_json, write_text
+from sentei.files import write_json, write_text
+from sentei.outputs import atomic_dir, atomic_output, check_output, claimed, replaceable
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.base import Options, Route, worst_delta
@@ -60,14 +61,21 @@ def export(
     route.check(wanted)
     if route.suffix and path.suffix != route.suffix:
         raise InputError(f"{to} writes one file; got --out {path}, expected a name that ends in {route.suffix}")
-    check_output(path, overwrite=overwrite)
-    loaded = load_for(model, dtype)
-    if reason := route.refuse(loaded):
-        raise InputError(f"{loaded.name} cannot be exported to {to}: {reason}")
-    facts = _write(route, loaded, path, wanted, overwrite)
-    if check:
-        _quick_parity(loaded, path, facts, texts, shown(progress))
+    read = model if isinstance(model, str | Path) else model.model.name_or_path
+    check_output(path, inputs=[read], overwrite=overwrite, ours=_is_export if route.suffix else replaceable)
+    with claimed(path):
+        loaded = load_for(model, dtype)
+        if reason := route.refuse(loaded):
+            raise InputError(f"{loaded.name} cannot be exported to {to}: {reason}")
+        facts = _write(route, loaded, path, wanted, overwrite)
+        if check:
+            _quick_parity(loaded, path, facts, texts, shown(progress))
     return facts
+
+
+def _is_export(path: Path) -> None:
+    """Passes a file that has its facts beside it; raises an InputError otherwise."""
+    read_facts(path)
 
 
 def load_for(model: Loaded | str | Path, dtype: str = "auto") -> Loaded:
@@ -81,9 +89,7 @@ def load_for(model: Loaded | str | Path, dtype: str = "auto") -> Loaded:
 
 def _write(route: Route, loaded: Loaded, path: Path, options: Options, overwrite: bool) -> dict[str, Any]:
     if route.suffix:
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        facts_path(path).unlink(missing_ok=True)  # the facts of a file that goes
-        with atomic_file(path) as scratch:
+        with atomic_output(path) as scratch:
             made = route.write(loaded, scratch, options)
         facts = _facts(route, loaded, path, options, made)
         write_json(facts_path(path), facts)

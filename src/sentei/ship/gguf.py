@@ -71,7 +71,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
             f"{dtype} is written by llama.cpp's {QUANTISER}, which is not on PATH; "
             "install llama.cpp (brew install llama.cpp, or its release page), or use --dtype Q8_0"
         )
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+    with tempfile.TemporaryDirectory(prefix="full-", dir=path.parent) as scratch:
         full = Path(scratch) / "full.gguf"
         facts = _write(loaded, full, Options().dtype_of(loaded.model), multiple=256)
         done = subprocess.run([tool, str(full), str(path), dtype], capture_output=True, text=True)

@@ -19,7 +19,7 @@ from sentei.recover.select import damage, selection
 from sentei.recover.select.select import reselect, select
 from sentei.recover.select.selection import Selection
 
-FILES = {"pool.jsonl.gz", "clusters.safetensors", "rejections.json", "scores"}
+FILES = {".sentei.json", "pool.jsonl.gz", "clusters.safetensors", "rejections.json", "scores"}
 FILES |= {"selected.jsonl", "manifest.jsonl", "selection.json", "selection.html"}
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from sentei.data.chat import encode, tokenizer_digest
 from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.errors import InputError, unknown
-from sentei.files import atomic_dir, check_output, hash_json, work_dir, write_json, write_text
+from sentei.files import hash_json, write_json, write_text
 from sentei.models.load import Loaded, context_length
+from sentei.outputs import atomic_dir, check_output, work_dir
 from sentei.progress import Progress, shown
 from sentei.recover.select.about import SCHEMA
 from sentei.recover.select.cluster import Clustering, cluster

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sentei.files import atomic_dir, write_json
+from sentei.files import write_json
+from sentei.outputs import atomic_dir
 from sentei.recover.tune.train import History
 
 GOOD_ENOUGH = 0.95  # share of the whole gain at which the curve recommends to stop

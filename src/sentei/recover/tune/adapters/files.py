@@ -16,7 +16,8 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from sentei.errors import InputError, one_line
-from sentei.files import atomic_dir, write_json
+from sentei.files import write_json
+from sentei.outputs import atomic_dir
 from sentei.recover.tune.adapters.base import linears
 from sentei.recover.tune.adapters.layer import SparseLoraLinear, attach
 from sentei.recover.tune.allocate import Share
