@@ -51,7 +51,7 @@ def windows(loaded: Loaded, name: str, *, window: int, count: int, skip: int = 0
     return found[skip:]
 
 
-def model(dtype: str = "bfloat16") -> Loaded:
+def model(dtype: str = "auto") -> Loaded:
     """The embedded model."""
     return load(MODEL, dtype=dtype)
 

@@ -143,7 +143,14 @@ class Ship(_Section):
 
 
 class Recipe(_Section):
-    """A whole run, resolved."""
+    """A whole run.
+
+    Attributes:
+        dtype: that models are computed in: `auto` (what is fast on the device), `stored` (as the checkpoint is), or a
+            name. A run keeps what it was started with, wherever it goes on.
+        device: `auto` (a CUDA GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`. No result hangs on
+            it but for rounding, so a run may go on on another one.
+    """
 
     model: str
     task: Task = Task()
@@ -154,7 +161,8 @@ class Recipe(_Section):
     prove: Prove = Prove()
     recover: Recover | None = None
     ship: Ship | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "stored", "bfloat16", "float16", "float32"] = "auto"
+    device: str = "auto"
     trust_remote_code: bool = False
     seed: Seed = 0
 

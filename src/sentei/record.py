@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
 
 from sentei.schema import EXACT, Number, read
+
+
+class MachineRecord(TypedDict):
+    """What is read of what `sentei.machine.describe` said where a stage was made."""
+
+    __pydantic_config__ = EXACT  # type: ignore[misc]
+
+    device: str
+    name: str
+    bf16: str
+    dtype: Literal["bfloat16", "float16", "float32", "stored"]
 
 
 class StageRecord(TypedDict):
@@ -16,6 +28,7 @@ class StageRecord(TypedDict):
 
     key: str
     seconds: Number
+    machine: NotRequired[MachineRecord]
 
 
 def read_record(directory: Path) -> StageRecord:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 import sentei
 from sentei.errors import InputError
 from sentei.files import hash_file, hash_json, write_json
+from sentei.machine import describe
 from sentei.outputs import check_output, locked, probe, refuse_place, remove, replaced_dir
 from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
-from sentei.record import read_record
+from sentei.record import MachineRecord, read_record
 from sentei.registry import Registry
+from sentei.run_machine import seed_all, settle
 from sentei.schema import read
 
 if TYPE_CHECKING:
@@ -143,14 +145,15 @@ class _Run:
     """One recipe in one directory."""
 
     def __init__(self, recipe: Recipe, out: Path, progress: Progress) -> None:
-        self.recipe, self.out, self.progress = recipe, out, progress
+        self.asked, self.recipe, self.out, self.progress = recipe, recipe, out, progress
         self.stages = {name: STAGES[name] for name in STAGES if STAGES[name].wanted(recipe)}
         self.dirs = {name: out / "stages" / f"{n:02d}-{name}" for n, name in enumerate(self.stages, 1)}
         self.untold: list[str] = []  # stages to be done, until it is said how long they will take
 
     def go(self) -> dict[str, Any]:
         """Runs the stages that are not done, and publishes what they made."""
-        keys = self._keys()
+        self.recipe = settle(self.asked, *self._began(), self.progress.say)
+        keys = self._keys(self.recipe)
         todo = [name for name, key in keys.items() if not self._done(name, key)]
         for name in todo:
             self.stages[name].check(self.recipe)
@@ -158,7 +161,7 @@ class _Run:
         fresh = not self.out.exists()
         with locked(self.out):
             try:
-                self.recipe.save(self.out / "recipe.yaml")
+                self.asked.save(self.out / "recipe.yaml")
                 if isinstance(self.progress, TerminalProgress):
                     self.progress.events = self.out / "events.jsonl"
                 self._sweep(keys)
@@ -172,11 +175,17 @@ class _Run:
         report: dict[str, Any] = read(self.out / "report.json", dict[str, Any])
         return report
 
-    def _keys(self) -> dict[str, str]:
+    def _began(self) -> tuple[MachineRecord | None, Callable[[Recipe], bool]]:
+        """The machine of the first stage, and whether a recipe keeps that stage."""
+        name, directory = next(iter(self.dirs.items()))
+        machine = read_record(directory).get("machine") if (directory / "stage.json").exists() else None
+        return machine, lambda recipe: self._done(name, self._keys(recipe)[name])
+
+    def _keys(self, recipe: Recipe) -> dict[str, str]:
         keys: dict[str, str] = {}
         for name, stage in self.stages.items():
             before = {other: keys[other] for other in stage.after if other in self.stages}
-            keys[name] = hash_json([name, sentei.__version__, stage.reads(self.recipe), before])
+            keys[name] = hash_json([name, sentei.__version__, stage.reads(recipe), before])
         return keys
 
     def _done(self, name: str, key: str) -> bool:
@@ -211,10 +220,11 @@ class _Run:
             work.mkdir(parents=True, exist_ok=True)
             before = {other: self.dirs[other] for other in self.stages[name].after if other in self.stages}
             context = Context(self.recipe, scratch, work, self.progress, self._dense, before)
-            _seed(self.recipe.seed)
+            seed_all(self.recipe.seed)
             summary = self.stages[name].work(context)
             seconds = round(time.monotonic() - started, 3)
             record = {"schema_version": 1, "name": name, "key": key, "status": "done", "seconds": seconds}
+            record["machine"] = describe(self.recipe.dtype, self.recipe.device)
             write_json(scratch / "stage.json", {**record, "summary": summary})
         shutil.rmtree(work)
         self.progress.event("done", stage=name, key=key, seconds=seconds)
@@ -234,7 +244,8 @@ class _Run:
 
         recipe = self.recipe
         self.progress.say(f"  loading {Path(recipe.model).name}")
-        loaded = load(recipe.model, dtype=recipe.dtype, trust_remote_code=recipe.trust_remote_code)
+        options = {"dtype": recipe.dtype, "device": recipe.device}
+        loaded = load(recipe.model, **options, trust_remote_code=recipe.trust_remote_code)
         if self.untold and isinstance(self.progress, TerminalProgress):
             from sentei.estimate import estimate
 
@@ -243,17 +254,6 @@ class _Run:
                 self.progress.say(f"  {estimate(loaded, tokens)}")
             self.untold = []
         return loaded
-
-
-def _seed(seed: int) -> None:
-    import random
-
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # libraries below us draw from it
-    torch.manual_seed(seed)
 
 
 def _publish(source: Path, target: Path) -> None:

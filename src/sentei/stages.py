@@ -102,6 +102,7 @@ def _prove(context: Context) -> dict[str, Any]:
         [recipe.model, *made],
         with_speed=recipe.prove.speed,
         dtype=recipe.dtype,
+        device=recipe.device,
         trust_remote_code=recipe.trust_remote_code,
         progress=context.progress,
         **settings,

@@ -42,7 +42,7 @@ def _load(context: Context, stage: str) -> Loaded:
     """The model that an earlier stage made."""
     from sentei.models.load import load
 
-    return load(context.before[stage] / "model", dtype=context.recipe.dtype)
+    return load(context.before[stage] / "model", dtype=context.recipe.dtype, device=context.recipe.device)
 
 
 def _select(context: Context) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def _ship(context: Context) -> dict[str, Any]:
     from sentei.ship.export import export
 
     ship = _section(context.recipe)
-    small = load(context.before["tune" if "tune" in context.before else "cut"] / "model", dtype="auto", device="cpu")
+    small = load(context.before["tune" if "tune" in context.before else "cut"] / "model", dtype="stored", device="cpu")
     exports = []
     for name in ship.to:
         file = f"model{ROUTES[name].suffix}" if ROUTES[name].suffix else name

@@ -135,7 +135,7 @@ def test_methods_are_explained_with_their_papers(sentei: Callable[..., Result]) 
 
 def test_doctor(sentei: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     facts = sentei("doctor", "--format", "json")
-    assert facts.code == 0 and {"python", "torch", "transformers", "cache", "memory"} <= set(facts.json())
+    assert facts.code == 0 and {"python", "torch", "cache", "memory", "device", "dtype", "threads"} <= set(facts.json())
     from sentei.cli import doctor
 
     monkeypatch.setattr(doctor, "PACKAGES", (*doctor.PACKAGES, "no_such_package"))

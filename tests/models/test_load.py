@@ -66,12 +66,23 @@ def test_the_tokenizer_and_generation_config_come_along(saved):
     loaded = load(saved, device="cpu")
     assert loaded.tokenizer("w5 w6").input_ids == [5, 6]
     assert loaded.model.generation_config.temperature == 0.25
-    assert loaded.model.dtype == torch.bfloat16
 
 
-def test_dtype_auto_is_as_stored(tmp_path):
+def test_dtype_stored_is_the_checkpoints(tmp_path):
     tiny_model("llama").to(torch.float16).save_pretrained(tmp_path)
-    assert load(tmp_path, dtype="auto").model.dtype == torch.float16
+    assert load(tmp_path, dtype="stored").model.dtype == torch.float16
+    edit_config(tmp_path, dtype=None)
+    assert load(tmp_path, dtype="stored").model.dtype == torch.float16, "as the weights are"
+    edit_config(tmp_path, dtype="float64")
+    with pytest.raises(InputError, match=r"config\.json: dtype 'float64'; --dtype stored knows bfloat16"):
+        load(tmp_path, dtype="stored")
+
+
+def test_the_default_dtype_is_what_is_fast_here(saved, monkeypatch):
+    monkeypatch.setattr("sentei.machine.fast_dtype", lambda device: "float32")
+    assert load(saved, device="cpu").model.dtype == torch.float32
+    monkeypatch.setattr("sentei.machine.fast_dtype", lambda device: "bfloat16")
+    assert load(saved, device="cpu").model.dtype == torch.bfloat16
 
 
 def test_digest_does_not_depend_on_the_dtype_loaded_but_on_every_weight(saved):

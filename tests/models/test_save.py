@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
-from sentei.errors import InputError
+from sentei.errors import InputError, SenteiError
 from sentei.families import family_of, modeling_sentei
 from sentei.families.surgery import prune
 from sentei.models.load import digest, load
@@ -233,14 +234,32 @@ def test_sizes_that_do_not_divide_are_refused_when_loading(tmp_path):
         load(tmp_path / "m")
 
 
-def test_a_saved_model_declares_the_dtype_of_its_source(tmp_path, ids):
-    """Computed in bf16, stored in bf16, loaded by transformers as its author declared: fp32 here."""
-    save(tiny_model("llama"), tmp_path / "source", tokenizer=tiny_tokenizer())
-    assert json.loads((tmp_path / "source" / "config.json").read_text())["dtype"] == "float32"
-    loaded = load(tmp_path / "source", dtype="bfloat16")
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("computed", ["float32", "bfloat16"])
+def test_a_saved_model_is_stored_as_its_source(tmp_path, stored, computed):
+    source = tiny_model("llama", tie_word_embeddings=True).to(getattr(torch, stored))
+    save(source, tmp_path / "source", tokenizer=tiny_tokenizer())
+    loaded = load(tmp_path / "source", dtype=computed)
+    assert str(loaded.model.dtype) == f"torch.{computed}"
     pruned, plan = cut(loaded.model)
-    save(pruned, tmp_path / "pruned", plan=plan)
-    values = json.loads((tmp_path / "pruned" / "config.json").read_text())
-    assert values["dtype"] == "float32" and "sentei_dtype" not in values
-    assert load(tmp_path / "pruned", dtype="auto").model.dtype == torch.float32
-    assert load(tmp_path / "pruned").model.dtype == torch.bfloat16
+    for model, name, size in (
+        (pruned, "pruned", plan.shape().params()),
+        (loaded.model, "dense", source.num_parameters()),
+    ):
+        save(model, tmp_path / name, plan=plan if model is pruned else None)
+        values = json.loads((tmp_path / name / "config.json").read_text())
+        assert values["dtype"] == stored and "sentei_dtype" not in values
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        assert {str(tensor.dtype) for tensor in tensors.values()} == {f"torch.{stored}"}
+        assert sum(tensor.numel() for tensor in tensors.values()) == size, "the tied head is stored once"
+        assert str(model.dtype) == f"torch.{computed}", "the model in memory stays as it was"
+
+
+def test_values_that_the_checkpoints_dtype_does_not_reach(tmp_path):
+    model = tiny_model("llama").to(torch.bfloat16)
+    model.config.sentei_dtype = "float16"
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e5
+    with pytest.raises(SenteiError, match=r"norm\.weight has values beyond ±65504, the range of float16"):
+        save(model, tmp_path / "m")
+    assert not list(tmp_path.iterdir())

@@ -160,7 +160,7 @@ def test_tables_are_kept_and_reused_only_for_the_same_machine_model_and_load(
     original = probes.measure_table
 
     def measured(model: Any, batch: int, prompt: int, rounds: int, *_rest: Any) -> LatencyTable:
-        built.append((batch, probes._processor()))
+        built.append((batch, probes.processor()))
         return original(model, batch, prompt, rounds, lambda call: float(call() is not None), None)
 
     monkeypatch.setattr(probes, "measure_table", measured)
@@ -169,7 +169,7 @@ def test_tables_are_kept_and_reused_only_for_the_same_machine_model_and_load(
     assert table_for(model, tmp_path / "new", **load) == first and len(built) == 1
     table_for(model, tmp_path / "new", batch=2, **load)
     assert len(built) == 2
-    monkeypatch.setattr(probes, "_processor", lambda: "another machine")
+    monkeypatch.setattr(probes, "processor", lambda: "another machine")
     other = table_for(model, tmp_path / "new", **load)
     assert len(built) == 3 and other.protocol.machine == "another machine"
     torn = next((tmp_path / "new").iterdir())

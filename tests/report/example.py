@@ -46,9 +46,8 @@ def profile(gradients: bool = True) -> Any:
         return SimpleNamespace(taylor=torch.full((10,), size) if gradients else None)
 
     blocks = [SimpleNamespace(attention=part(0.01 + 0.002 * i), ffn=part(0.03), angle=0.9) for i in range(BLOCKS)]
-    return SimpleNamespace(
-        blocks=blocks, tokens=32768, window=1024, gradient_tokens=8192, model_digest="a" * 64, data_digest="c" * 64
-    )
+    facts = {"tokens": 32768, "window": 1024, "gradient_tokens": 8192, "info": {"dtype": "torch.bfloat16"}}
+    return SimpleNamespace(blocks=blocks, model_digest="a" * 64, data_digest="c" * 64, **facts)
 
 
 def evaluated(name: str, scale: float) -> dict[str, Any]:

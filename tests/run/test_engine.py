@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,41 @@ def test_a_run_leaves_the_promised_directory(recipe: Recipe, tmp_path: Path) -> 
     assert not (out / "model" / "config.json").samefile(out / "stages" / "02-second" / "model" / "config.json")
     events = [json.loads(line)["event"] for line in (out / "events.jsonl").read_text().splitlines()]
     assert events.count("begin") == events.count("done") == 3
+
+
+def test_a_run_keeps_the_dtype_that_it_began_with_and_says_so_elsewhere(
+    recipe: Recipe, tmp_path: Path, stages: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+
+    def machine(name: str, dtype: str) -> None:
+        monkeypatch.setattr("sentei.machine.processor", lambda: name)
+        monkeypatch.setattr("sentei.machine.fast_dtype", lambda device: dtype)
+
+    def dtypes() -> set[str]:
+        records = (json.loads(path.read_text()) for path in out.glob("stages/*/stage.json"))
+        return {record["machine"]["dtype"] for record in records}
+
+    machine("an AMX machine", "bfloat16")
+    run(recipe, out, progress=TerminalProgress())
+    assert "started on" not in capsys.readouterr().err and dtypes() == {"bfloat16"}
+    assert Recipe.load(out / "recipe.yaml").dtype == "auto"
+    shutil.rmtree(out / "stages" / "03-third")
+    machine("an AVX2 machine", "float32")
+    stages.clear()
+    resume(out, progress=TerminalProgress())
+    said = capsys.readouterr().err
+    assert "started on an AMX machine (cpu" in said and "goes on on an AVX2 machine (cpu" in said
+    assert "computed in bfloat16 as it began; float32 is fast here" in said
+    assert stages == ["third"] and dtypes() == {"bfloat16"}
+    run(recipe.model_copy(update={"seed": 1}), out, overwrite=True, progress=TerminalProgress())  # another one
+    assert "started on" not in capsys.readouterr().err and dtypes() == {"float32"}
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_work(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown device 'gpu'"):
+        run(recipe.model_copy(update={"device": "gpu"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_is_not_done_again(recipe: Recipe, tmp_path: Path, stages: list[str]) -> None:

@@ -108,6 +108,7 @@ class Dtype(str, Enum):
     """Precision of the model."""
 
     auto = "auto"
+    stored = "stored"
     bfloat16 = "bfloat16"
     float16 = "float16"
     float32 = "float32"
@@ -124,7 +125,12 @@ Window = Annotated[int, typer.Option(min=2, help="Tokens per window.")]
 Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL or parquet rows.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")]
 FormatOption = Annotated[Format, typer.Option("--format", help="How data are printed on stdout.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Precision of the model.")]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="Computed in; auto: what is fast here, stored: as the checkpoint is.")
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto (a CUDA GPU if there is one), cpu, cuda, cuda:N or mps.", metavar="DEVICE")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
 
 app = typer.Typer(

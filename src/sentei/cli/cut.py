@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sentei.cli.app import (
+    DeviceOption,
     Dtype,
     DtypeOption,
     Field,
@@ -32,7 +33,8 @@ def cut_command(
     tokens: Tokens = 65536,
     window: Window = 512,
     field: Field = None,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -49,7 +51,7 @@ def cut_command(
     from sentei.models.save import save
     from sentei.prune.cut import cut
 
-    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     small = cut(loaded, wanted, texts, tokens=tokens, window=window, progress=TerminalProgress())
     save(small, out, tokenizer=loaded.tokenizer, plan=wanted, overwrite=overwrite)
     shape = wanted.shape()

@@ -61,10 +61,9 @@ def _facts() -> tuple[dict[str, object], dict[str, str]]:
             facts[package] = f"not installed; for exports: pip install 'sentei[{extra}]'"
     facts["processors"] = os.cpu_count()
     if "torch" not in missing:
-        import torch
+        from sentei.machine import describe
 
-        facts["threads"] = torch.get_num_threads()
-        facts["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        facts |= describe()
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB"
     cache = Path(os.environ.get("SENTEI_CACHE") or Path.home() / ".cache" / "sentei")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Trust, print_json, print_table
+from sentei.cli.app import DeviceOption, Dtype, DtypeOption, Format, FormatOption, Trust, print_json, print_table
 
 
 def eval_command(
@@ -23,7 +23,8 @@ def eval_command(
     window: Annotated[int, typer.Option(min=2, help="Tokens per window of text.")] = 1024,
     windows: Annotated[int | None, typer.Option(min=1, help="At most this many windows of each text.")] = None,
     speed: Annotated[bool, typer.Option(help="Time prefill and decoding, the models in turns.")] = True,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     format: FormatOption = Format.text,
 ) -> None:
@@ -40,6 +41,7 @@ def eval_command(
         limit=limit,
         with_speed=speed,
         dtype=dtype.value,
+        device=device,
         trust_remote_code=trust_remote_code,
         progress=TerminalProgress(),
     )

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, hold, print_json
+from sentei.cli.app import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Format,
+    FormatOption,
+    Model,
+    Out,
+    Overwrite,
+    Trust,
+    hold,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from sentei.fit.setup import Settings
@@ -49,7 +61,8 @@ def fit_command(
     heal: Heal = 24_000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that evaluate candidates; each loads the model.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the search.")] = 0,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -66,7 +79,7 @@ def fit_command(
 
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
     hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
-    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     try:
         report = fit(
             loaded,

@@ -6,7 +6,19 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Model, Out, Overwrite, Trust, hold, print_json
+from sentei.cli.app import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Format,
+    FormatOption,
+    Model,
+    Out,
+    Overwrite,
+    Trust,
+    hold,
+    print_json,
+)
 from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption, read_settings
 
 
@@ -23,7 +35,8 @@ def frontier_command(
     kinds: Kinds = "",
     length: RowLength = 512,
     heal: Heal = 24_000,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -39,7 +52,7 @@ def frontier_command(
 
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
     hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
-    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     report = frontier(
         loaded,
         wanted,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sentei.cli.app import (
+    DeviceOption,
     Dtype,
     DtypeOption,
     Field,
@@ -37,7 +38,8 @@ def measure_command(
     window: Window = 1024,
     gradient_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the gradient pass; 0 leaves it out.")] = 8192,
     field: Field = None,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -51,7 +53,7 @@ def measure_command(
     from sentei.measure.collect import measure
     from sentei.models.load import load
 
-    loaded = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     profile = measure(
         loaded, texts, tokens=tokens, window=window, gradient_tokens=gradient_tokens, progress=TerminalProgress()
     )

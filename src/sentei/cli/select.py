@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Dtype, DtypeOption, Format, FormatOption, Length, Out, Overwrite, Trust, hold, print_json
+from sentei.cli.app import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Format,
+    FormatOption,
+    Length,
+    Out,
+    Overwrite,
+    Trust,
+    hold,
+    print_json,
+)
 
 
 def select_command(
@@ -45,7 +57,8 @@ def select_command(
         str | None, typer.Option(help="A sentence-transformers model; default: the embedded one.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of clustering and of what is random; default: 0.")] = None,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -83,7 +96,7 @@ def select_command(
                 f"{', '.join(missing)} missing; give --dense, --pruned and --pool, or a selection directory"
             )
         made = _score(
-            str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, trust_remote_code,
+            str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, device, trust_remote_code,
             strategy=strategy or "auto", clusters=clusters, length=length, top=top, embedder=embedder, **common,
         )  # fmt: skip
     about = made.about["budget"]
@@ -102,6 +115,7 @@ def _score(
     target: str | None,
     out: Path,
     dtype: str,
+    device: str,
     trust_remote_code: bool,
     **options: Any,
 ) -> Any:
@@ -118,5 +132,5 @@ def _score(
     from sentei.models.load import load
 
     progress = TerminalProgress()
-    models = [load(name, dtype=dtype, trust_remote_code=trust_remote_code) for name in (dense, pruned)]
+    models = [load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for name in (dense, pruned)]
     return select(models[0], models[1], rows, out, target=wanted, progress=progress, **options)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sentei.cli.app import (
+    DeviceOption,
     Dtype,
     DtypeOption,
     Format,
@@ -54,7 +55,8 @@ def tune_command(
         str | None, typer.Option(help="Text of another kind, whose perplexity is watched: a file, hf:name, demo.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of order, held-out rows and starts.")] = 0,
-    dtype: DtypeOption = Dtype.bfloat16,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "auto",
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -88,10 +90,10 @@ def tune_command(
     check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
     source = read_source(data)
     others = read_texts_named(other_text)[1] if other_text else []
-    small = load(model, dtype=dtype.value, trust_remote_code=trust_remote_code)
+    small = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     large = None
     if teacher is not None and loss != "sft":
-        large = load(teacher, dtype=dtype.value, trust_remote_code=trust_remote_code)
+        large = load(teacher, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     key = [settings, small.digest, large.digest if large else None, fingerprint(data), others, dtype.value]
     with work_dir(out, key) as work:
         tuned = tune(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from sentei.errors import InputError, nearest, one_line
+from sentei.errors import InputError, one_line
 from sentei.families import FAMILIES, family_of
 from sentei.files import read_json
+from sentei.machine import resolve_device, resolve_dtype
 from sentei.models.source import check_no_adapter, find
-from sentei.models.weights import check_depth, digest, read_weights, stored_tensors, weight_files
+from sentei.models.weights import check_depth, digest, dtype_of, read_weights, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +55,7 @@ class Loaded:
 def load(
     source: str | Path,
     *,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
@@ -62,17 +63,18 @@ def load(
 
     Args:
         source: built-in name ("smollm2-135m-instruct"), local directory, .gguf file, or Hugging Face id.
-        dtype: "bfloat16", "float32", "float16", or "auto" (as stored).
-        device: a torch device; default: the GPU if there is one.
+        dtype: that it is computed in: "auto" (what is fast on the device), "stored" (as the checkpoint is), "bfloat16",
+            "float32" or "float16". `save` keeps the checkpoint's, whatever this is.
+        device: "cpu", "cuda", "cuda:1", "mps"; "auto" or None: a CUDA GPU if there is one, else the CPU.
         trust_remote_code: run code from the model's directory, for architectures that sentei does not know.
             Models that sentei saved never need it here.
 
     Raises:
-        InputError: no such model, unknown architecture, pickled weights, broken or missing files, wrong shapes, NaN.
+        InputError: no such model, unknown architecture, pickled weights, broken or missing files, wrong shapes, NaN,
+            a dtype or device that does not exist.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}; known: auto, {', '.join(DTYPES)}")
-    where = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = str(resolve_device(device))
+    wanted = resolve_dtype(dtype, where)
     found = find(source, trust_remote_code=trust_remote_code)
     check_no_adapter(found.directory)
     values = read_json(found.directory / "config.json") if (found.directory / "config.json").exists() else None
@@ -81,15 +83,17 @@ def load(
     if values.get("quantization_config") or values.get("quantization"):
         raise InputError(f"{found.directory} holds quantised weights, which cannot be pruned; use the original model")
     model_type = str(values.get("model_type", ""))
+    stored = str(values.get("dtype") or values.get("torch_dtype") or dtype_of(weight_files(found.directory)))
+    kind = DTYPES.get(stored if wanted == "stored" else wanted)
+    if kind is None:
+        raise InputError(f"{found.directory}/config.json: dtype {stored!r}; --dtype stored knows {', '.join(DTYPES)}")
     if trust_remote_code and model_type.removeprefix("sentei_") not in FAMILIES:
-        model = _load_remote(found.directory, dtype, where)
+        model = _load_remote(found.directory, kind, where)
     else:
-        model = _load_known(found.directory, model_type, values, dtype, where)
+        model = _load_known(found.directory, model_type, values, kind, where)
     if not getattr(model.config, "sentei_source", None):
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
-    model.config.sentei_dtype = str(
-        values.get("dtype") or values.get("torch_dtype") or "float32"
-    )  # what `save` declares
+    model.config.sentei_dtype = stored  # what `save` stores
     tokenizer = _load_tokenizer(found.directory, model.config, trust_remote_code)
     return Loaded(model, tokenizer, found.name, digest(model))
 
@@ -107,7 +111,9 @@ def context_length(model: Any) -> int:
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
 
-def _load_known(directory: Path, model_type: str, values: dict[str, Any], dtype: str, device: str) -> PreTrainedModel:
+def _load_known(
+    directory: Path, model_type: str, values: dict[str, Any], kind: torch.dtype, device: str
+) -> PreTrainedModel:
     """With our own reader: one pass, every tensor checked, nothing initialised in vain."""
     import transformers
 
@@ -122,7 +128,6 @@ def _load_known(directory: Path, model_type: str, values: dict[str, Any], dtype:
     module, prefix = (modeling_sentei, f"Sentei{family.prefix}") if pruned else (transformers, family.prefix)
     try:
         config = getattr(module, f"{prefix}Config").from_pretrained(directory)
-        kind = DTYPES[dtype] if dtype != "auto" else _stored_dtype(config)
         check_depth(stored, config.num_hidden_layers, values.get("per_layer_config"), where)  # if it was left out
         family.shape(config)
         config._name_or_path = str(directory)
@@ -139,18 +144,13 @@ def _load_known(directory: Path, model_type: str, values: dict[str, Any], dtype:
     return ready(model, device)
 
 
-def _stored_dtype(config: Any) -> torch.dtype:
-    stored = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
-    return getattr(torch, stored) if isinstance(stored, str) else stored
-
-
-def _load_remote(directory: Path, dtype: str, device: str) -> PreTrainedModel:
+def _load_remote(directory: Path, kind: torch.dtype, device: str) -> PreTrainedModel:
     """Any other causal language model, with the code that it brings."""
     from transformers import AutoModelForCausalLM
 
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=DTYPES.get(dtype, "auto"), use_safetensors=True, trust_remote_code=True
+            directory, dtype=kind, use_safetensors=True, trust_remote_code=True
         )
     except (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError) as error:
         raise InputError(f"{directory} cannot be loaded: {one_line(error)}") from error

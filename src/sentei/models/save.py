@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
+from sentei.errors import SenteiError
 from sentei.families import modeling_sentei
 from sentei.files import read_json, write_json, write_text
 from sentei.models.card import model_card
@@ -31,6 +35,8 @@ def save(
 ) -> Path:
     """Writes weights, config, tokenizer, model card and plan; all of it or nothing.
 
+    Weights are stored in the dtype of the checkpoint that the model came from, whatever it was computed in.
+
     A model of equal blocks becomes the stock class. Any other becomes a Sentei class with `per_layer_config`, whose
     code is put beside it (`trust_remote_code=True`).
 
@@ -51,7 +57,7 @@ def save(
     saved = model if stock is None else stock
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
         with quiet():
-            saved.save_pretrained(scratch)
+            saved.save_pretrained(scratch, state_dict=_as_stored(saved))
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         _mend_config(scratch, type(saved).__name__, plan, bundled=stock is None)
@@ -66,12 +72,32 @@ def save(
     return Path(directory)
 
 
+def _as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights in the checkpoint's dtype, whatever they were computed in; what is shared stays shared.
+
+    Raises:
+        SenteiError: values that the checkpoint's dtype does not reach.
+    """
+    kind = getattr(torch, str(getattr(model.config, "sentei_dtype", None)), None)
+    state = model.state_dict()
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point or kind == model.dtype:
+        return state
+    cast: dict[int, Tensor] = {}
+    for name, value in state.items():
+        if value.is_floating_point() and value.data_ptr() not in cast:
+            cast[value.data_ptr()] = value.to(kind)
+            if kind == torch.float16 and not torch.isfinite(cast[value.data_ptr()]).all():
+                raise SenteiError(
+                    f"{name} has values beyond ±65504, the range of float16, which the checkpoint is stored in; "
+                    "set `dtype` in its config.json to bfloat16"
+                )
+    return {name: cast.get(value.data_ptr(), value) for name, value in state.items()}
+
+
 def _mend_config(directory: Path, class_name: str, plan: Plan | None, *, bundled: bool) -> None:
     """What transformers does not write itself: where the code is, both spellings of RoPE, and where this came from."""
     values = read_json(directory / "config.json")
     values.pop("_name_or_path", None)  # a path of this machine
-    # Weights are stored as they were computed; they load as the dense model's author declared. In fp32, for one,
-    # generation with and without a cache gives the same text, which bf16's near-ties do not promise.
     values["dtype"] = values.pop("sentei_dtype", None) or values.get("dtype", "float32")
     values["architectures"] = [class_name]
     values.pop("auto_map", None)

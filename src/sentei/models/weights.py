@@ -115,6 +115,17 @@ def check_depth(stored: Iterable[str], layers: Any, overrides: Any, where: Path)
         raise InputError(f"{where} says num_hidden_layers {layers}, the weights have {held} blocks; mend config.json")
 
 
+def dtype_of(files: list[Path]) -> str:
+    """The name of the first floating-point dtype in safetensors files, for a config that declares none."""
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    for file in files:
+        with _opened(file) as handle:
+            for name in handle.keys():  # noqa: SIM118 (no mapping)
+                if (found := names.get(handle.get_slice(name).get_dtype())) is not None:
+                    return found
+    return "float32"  # other kinds are refused where the tensors are read
+
+
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
     try:

@@ -68,7 +68,7 @@ def evaluate(
     shots: int | None = None,
     with_speed: bool = False,
     tokenizer: Any = None,
-    dtype: str = "bfloat16",
+    dtype: str = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
     progress: Any = None,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from transformers import DynamicCache
 
 from sentei.families import family_of, modeling_sentei
 from sentei.families.surgery import pruned_config
+from sentei.machine import processor
 from sentei.plan import BlockShape, ModelShape
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating, final_hidden, logits
@@ -38,7 +37,7 @@ def protocol_of(model: Any, batch: int, prompt: int, rounds: int) -> Protocol:
     """What a table for this model, on this machine, is measured under."""
     family = family_of(model.config)
     return Protocol(
-        machine=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else _processor(),
+        machine=torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else processor(),
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -49,14 +48,6 @@ def protocol_of(model: Any, batch: int, prompt: int, rounds: int) -> Protocol:
         prompt=prompt,
         rounds=rounds,
     )
-
-
-def _processor() -> str:
-    """The processor's name."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def measure_table(

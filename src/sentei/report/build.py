@@ -70,7 +70,7 @@ def build(
         **({"mean_accuracy": mean.to_json()} if mean else {}),
         "blocks": blocks(plan, profile),
         **({"exports": list(exports)} if exports else {}),
-        "predictions": [*_predictions(recipe, plan, models, figures), *_served(plan, exports)],
+        "predictions": [*_predictions(_dtype(profile), plan, models, figures), *_served(plan, exports)],
         "protocol": _protocol(recipe, profile, plan),
         "seconds": dict(seconds),
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
@@ -120,7 +120,7 @@ def _sensitivity(part: PartStats | None) -> float | None:
     return part.taylor.sum().item() if part is not None and part.taylor is not None else None
 
 
-def _predictions(recipe: Recipe, plan: Plan, models: Mapping[str, Any], figures: list[Figure]) -> list[dict[str, Any]]:
+def _predictions(dtype: str, plan: Plan, models: Mapping[str, Any], figures: list[Figure]) -> list[dict[str, Any]]:
     """What the plan predicted beside what was measured; `note` says what differs between the two."""
     predicted, pruned = plan.predicted, models["pruned"]
     rows = [
@@ -134,8 +134,8 @@ def _predictions(recipe: Recipe, plan: Plan, models: Mapping[str, Any], figures:
         rows.append(_row("prefill speed-up", "ratio", 1 / predicted["flops_ratio"], prefill.change.value, note))
     weights = (pruned.get("memory") or {}).get("weights_bytes")
     if weights:
-        size = plan.shape().params() * (4 if recipe.dtype == "float32" else 2)
-        rows.append(_row("weights", "bytes", size, weights, f"predicted for {recipe.dtype}"))
+        size = plan.shape().params() * (4 if dtype == "float32" else 2)
+        rows.append(_row("weights", "bytes", size, weights, f"predicted for {dtype}"))
     text = next((f for f in figures if f.group == "perplexity" and f.change), None)
     if "loss_increase" in predicted and text and text.change:
         note = (
@@ -169,9 +169,16 @@ def _row(name: str, unit: str, predicted: float | None, measured: float, note: s
     return {"name": name, "unit": unit, "predicted": predicted, "measured": measured, "note": note}
 
 
+def _dtype(profile: Profile) -> str:
+    """What the models were computed in, by name."""
+    return str(profile.info["dtype"]).removeprefix("torch.")
+
+
 def _protocol(recipe: Recipe, profile: Profile, plan: Plan) -> dict[str, Any]:
     import torch
     import transformers
+
+    from sentei.machine import describe
 
     return {
         "calibration": {
@@ -182,12 +189,10 @@ def _protocol(recipe: Recipe, profile: Profile, plan: Plan) -> dict[str, Any]:
         },
         "prove": recipe.prove.model_dump(mode="json")
         | {"texts": [Path(t).name for t in recipe.prove.texts], "tasks": [Path(t).name for t in recipe.prove.tasks]},
-        "dtype": recipe.dtype,
+        "dtype": _dtype(profile),
         "seed": recipe.seed,
         "machine": {
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            **describe(recipe.dtype, recipe.device),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,

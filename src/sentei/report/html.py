@@ -186,7 +186,7 @@ def _how(report: Mapping[str, Any]) -> str:
         "tasks": f"{rows} of each, zero-shot, scored by lm-evaluation-harness",
         "speed": "the models in turns in one process, medians" if prove["speed"] else "not measured",
         "precision, seed": f"{protocol['dtype']}, seed {protocol['seed']}",
-        "machine": f"{machine['device']} ({machine['processor']}), {machine['threads']} threads, "
+        "machine": f"{machine['name']} ({machine['device']}, bf16: {machine['bf16']}), {machine['threads']} threads, "
         f"Python {machine['python']}, torch {machine['torch']}, transformers {machine['transformers']}",
         "time": ", ".join(f"{name} {duration(value)}" for name, value in seconds.items()),
     }

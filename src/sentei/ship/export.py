@@ -83,7 +83,7 @@ def load_for(model: Loaded | str | Path, dtype: str = "auto") -> Loaded:
     from sentei.models.load import as_loaded, load
 
     if isinstance(model, (str, Path)):
-        return load(model, dtype=_LOAD.get(dtype, "auto"), device="cpu")
+        return load(model, dtype=_LOAD.get(dtype, "stored"), device="cpu")
     return as_loaded(model)
 
 

