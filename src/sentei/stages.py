@@ -68,8 +68,10 @@ def _judges(context: Context) -> Windows:
 
 def _check_method(recipe: Recipe) -> None:
     from sentei.prune.methods import method
+    from sentei.prune.planning import parts_of
 
-    method(recipe.prune.method)
+    prune = recipe.prune
+    parts_of(method(prune.method), prune.score, prune.allocation, prune.compensation)
 
 
 def _cut(context: Context) -> dict[str, Any]:

@@ -89,6 +89,10 @@ def test_bad_plans(sentei: Callable[..., Result], profile: Path, tmp_path: Path)
     refused(sentei("plan", tmp_path / "nowhere", "--sparsity", 0.2, *out), "holds no profile")
     refused(sentei("plan", profile, "--sparsity", 0.2, "--method", "numercal", *out), "did you mean 'numerical'?")
     refused(sentei("plan", profile, *out), "exactly one")
+    for part in ("score", "allocation", "compensation"):  # of the preset that needs it least, too
+        for method in ("auto", "structural", "random"):
+            args = ("--method", method, f"--{part}", "zzz")
+            refused(sentei("plan", profile, "--sparsity", 0.2, *args, *out), f"unknown {part} 'zzz'; known: ")
     refused(sentei("plan", profile, "--sparsity", 1.5, *out), "less than 1")
     refused(sentei("plan", profile, "--sparsity", 0.999, *out), "smallest legal model", code=4)
     assert not (tmp_path / "plan.json").exists()
@@ -112,6 +116,9 @@ def test_an_unknown_method_in_a_recipe_stops_before_measuring(
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"model: m\nbudget: {{sparsity: 0.2}}\ndata: {text}\nprune: {{method: flapp}}\n")
     refused(sentei("run", recipe, "--out", tmp_path / "run"), "did you mean 'flap'?")
+    for part in ("score", "allocation", "compensation"):
+        recipe.write_text(f"model: m\nbudget: {{sparsity: 0.2}}\ndata: {text}\nprune: {{{part}: zzz}}\n")
+        refused(sentei("run", recipe, "--out", tmp_path / "run"), f"unknown {part} 'zzz'")
     assert not (tmp_path / "run").exists()
 
 
@@ -214,3 +221,18 @@ def test_version(sentei: Callable[..., Result]) -> None:
 
     assert sentei("--version").out.strip() == package.__version__
     assert subprocess.run([sys.executable, "-m", "sentei", "--version"], capture_output=True, check=True).stdout
+
+
+def test_json_begins_with_the_schema_version_whoever_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every verb that offers JSON prints it through one function, which puts the version first and asks for one."""
+    from sentei.cli import app
+
+    app.print_json({"model": "m", "schema_version": 3})
+    assert list(json.loads(capsys.readouterr().out)) == ["schema_version", "model"]
+    with pytest.raises(KeyError, match="schema_version"):
+        app.print_json({"model": "m"})
+    for verb in app.VERBS:
+        source = Path(app.__file__).with_name(f"{verb}.py").read_text()
+        if "FormatOption" in source:
+            assert "print_json(" in source or "show(" in source, verb
+        assert "json.dumps" not in source, verb

@@ -53,6 +53,7 @@ def test_from_a_pool_to_a_healed_model(sentei: Sentei, files: Path, tmp_path: Pa
     assert all(id.startswith("b") for id in ids), "where the damage is"
     tuned = tune(sentei, files, tmp_path / "sel", tmp_path / "healed", "--format", "json")
     assert tuned.code == 0 and tuned.json()["loss"] == "both" and tuned.json()["stopped"] == "finished"
+    assert next(iter(tuned.json())) == "schema_version"
     assert load(tmp_path / "healed").model.config.hidden_size == 42 and (tmp_path / "healed" / "adapter").is_dir()
     taught = tune(sentei, files, files / "pool.jsonl", tmp_path / "taught", "--teacher", files / "dense")
     assert taught.code == 0 and "held-out loss" in taught.out and "the teacher reads" in taught.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
 from enum import Enum
@@ -188,9 +188,10 @@ def hold(
     _HELD.get().enter_context(claimed(out))
 
 
-def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout, its `schema_version` first."""
+    ordered = {"schema_version": value["schema_version"], **value}
+    typer.echo(json.dumps(ordered, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_table(table: Any) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 from sentei.errors import InfeasibleError, InputError, unknown
 from sentei.measure.profile import Profile
 from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned_shape
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
+from sentei.prune.compensation import COMPENSATIONS
 from sentei.prune.menu import LEVELS, Entry, Menus, Times, uniform
-from sentei.prune.methods import KINDS, LOW_RANK, OURS
+from sentei.prune.methods import KINDS, LOW_RANK, OURS, Method
 from sentei.prune.methods import method as preset
 from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
 from sentei.prune.scores import SCORES, Score
 from sentei.prune.weighing import weighed
+from sentei.registry import Registry
 from sentei.schema import parse
 
 ANY_SIZE = "loss_increase_any_size"  # predicted, were every size legal
@@ -63,7 +65,7 @@ def plan(
     for kind, name, names_of in (("storage", storage, Storage), ("refine", refine, Refine), ("weigh", weigh, Weigh)):
         if name not in get_args(names_of):
             raise unknown(kind, name, get_args(names_of))
-    names = (score or base.score, allocation or base.allocation, compensation or base.compensation)
+    names = parts_of(base, score, allocation, compensation)
     kept: Protect = parse(Protect, base.protect if protect is None else protect, "protect")
     if protect is None and budget.limits.uniform:
         kept = Protect()  # one size for all blocks: a preset's protection cannot be had
@@ -88,6 +90,22 @@ def plan(
             any_size = replace(problem, budget=free)
             made.predicted[ANY_SIZE] = any_size.loss(rule.solve(any_size))
     return made.model_copy(update={"refine": refine})
+
+
+def parts_of(
+    base: Method, score: str | None = None, allocation: str | None = None, compensation: str | None = None
+) -> tuple[str, str, str]:
+    """Names of score, allocation and compensation: those that are given, else the preset's.
+
+    Raises:
+        InputError: an unknown name, whether or not this plan would use it.
+    """
+    known: tuple[Registry[Any], ...] = (SCORES, ALLOCATIONS, COMPENSATIONS)
+    given, own = (score, allocation, compensation), (base.score, base.allocation, base.compensation)
+    names = tuple(preset if name is None else name for name, preset in zip(given, own, strict=True))
+    for registry, name in zip(known, names, strict=True):
+        registry[name]
+    return names[0], names[1], names[2]
 
 
 def warning(plan: Plan) -> str | None:
