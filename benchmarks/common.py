@@ -66,10 +66,14 @@ class Rows:
         self.rows = [json.loads(line) for line in lines]
         self._done = {json.dumps(row["key"], sort_keys=True) for row in self.rows}
 
+    def has(self, **key: Any) -> bool:
+        """Whether the row is there."""
+        return json.dumps(key, sort_keys=True) in self._done
+
     def run(self, work: Callable[[], dict[str, Any]], **key: Any) -> None:
         """Runs `work` unless its row is there, and appends the row."""
         name = json.dumps(key, sort_keys=True)
-        if name in self._done:
+        if self.has(**key):
             return
         row = {"key": key, **work()}
         with open(self.path, "a", encoding="utf-8") as file:

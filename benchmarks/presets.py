@@ -1,0 +1,63 @@
+"""Each preset beside the public code that it names, on the same model, text and windows.
+
+    python benchmarks/presets.py          # resumable
+
+Calibration: the first 32 windows of 512 tokens of `wikitext2_tok.valid` (all of them for the gradients, too), perplexity on
+the first 48 windows of 512 of `wikitext2_tok.test`; rows joined without anything between them, as the public code was run.
+The public code ran in fp32 (dense 25.64), with transformers 4.41 to 4.44, at the commits named here; what it cannot do on
+this model (grouped-query attention) is in its row's name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common import Rows, lm, model
+
+from sentei.data.text import read_texts, token_windows
+from sentei.measure import measure
+from sentei.plan import Budget
+from sentei.prove.perplexity import perplexity
+from sentei.prune.cut import cut
+from sentei.prune.planning import plan
+
+# preset: what was run, and per sparsity the block params removed, perplexity, and perplexity over dense 25.64
+PUBLIC: dict[str, tuple[str, dict[float, tuple[float, float]]]] = {
+    "llm-pruner": ("horseee/LLM-Pruner 128a07d, FFN only, blocks 4 to 27", {0.2: (40.9, 1.60), 0.3: (63.1, 2.46)}),
+    "adapt": ("research4pan/AdaptPruner 5665876, one shot (21.0 and 31.2 % removed)", {0.2: (42.6, 1.66), 0.3: (94.6, 3.69)}),
+    "flap": ("CASIA-LMC-Lab/FLAP 3bb57db, keys and values expanded to all heads", {0.2: (39.7, 1.55), 0.3: (59.5, 2.32)}),
+}
+WITHOUT = ("numerical", "wanda-sp")  # no public code of the paper, or none that was run on this model
+SPARSITIES = (0.2, 0.3)
+
+
+def main() -> None:
+    loaded, rows = model(), Rows("presets")
+    texts = {
+        name: token_windows(
+            read_texts(lm(f"wikitext2_tok.{name}")), loaded.tokenizer, window=512, windows=count, join=""
+        )
+        for name, count in (("valid", 32), ("test", 48))
+    }
+    rows.run(lambda: {"perplexity": perplexity(loaded.model, texts["test"]).value}, method="dense", sparsity=0.0)
+    profile = None
+    for method in (*PUBLIC, *WITHOUT):
+        for sparsity in SPARSITIES:
+            if rows.has(method=method, sparsity=sparsity):
+                continue
+            if profile is None:
+                tokens = texts["valid"].numel()
+                profile = measure(loaded, texts["valid"], tokens=tokens, window=512, gradient_tokens=tokens)
+            decided = plan(profile, Budget(sparsity=sparsity), method)
+
+            def work() -> dict[str, Any]:
+                small = cut(loaded, decided, texts["valid"], tokens=texts["valid"].numel())  # noqa: B023 - called at once
+                found = {"perplexity": perplexity(small, texts["test"]).value}
+                settings = {"protect": str(decided.protect), "weigh": decided.weigh}  # noqa: B023
+                return found | settings | {"removed": decided.predicted["removed"]}  # noqa: B023
+
+            rows.run(work, method=method, sparsity=sparsity)
+
+
+if __name__ == "__main__":
+    main()
