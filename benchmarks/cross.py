@@ -42,6 +42,7 @@ def main() -> None:
                             score=score,  # noqa: B023
                             allocation=allocation,  # noqa: B023
                             compensation=compensation,  # noqa: B023
+                            weigh="share" if score == "magnitude" else "gradient",  # noqa: B023
                         )
                         small = cut(loaded, decided, calibration)
                         return {"perplexity": perplexity(small, test).value, "removed": decided.predicted["removed"]}

@@ -24,8 +24,14 @@ from sentei.prune.planning import plan
 # preset: what was run, and per sparsity the block params removed, perplexity, and perplexity over dense 25.64
 PUBLIC: dict[str, tuple[str, dict[float, tuple[float, float]]]] = {
     "llm-pruner": ("horseee/LLM-Pruner 128a07d, FFN only, blocks 4 to 27", {0.2: (40.9, 1.60), 0.3: (63.1, 2.46)}),
-    "adapt": ("research4pan/AdaptPruner 5665876, one shot (21.0 and 31.2 % removed)", {0.2: (42.6, 1.66), 0.3: (94.6, 3.69)}),
-    "flap": ("CASIA-LMC-Lab/FLAP 3bb57db, keys and values expanded to all heads", {0.2: (39.7, 1.55), 0.3: (59.5, 2.32)}),
+    "adapt": (
+        "research4pan/AdaptPruner 5665876, one shot (21.0 and 31.2 % removed)",
+        {0.2: (42.6, 1.66), 0.3: (94.6, 3.69)},
+    ),
+    "flap": (
+        "CASIA-LMC-Lab/FLAP 3bb57db, keys and values expanded to all heads",
+        {0.2: (39.7, 1.55), 0.3: (59.5, 2.32)},
+    ),
 }
 WITHOUT = ("numerical", "wanda-sp")  # no public code of the paper, or none that was run on this model
 SPARSITIES = (0.2, 0.3)

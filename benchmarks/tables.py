@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fit_tables import fit_parts
+from presets import PUBLIC, WITHOUT
 from recovery_tables import recovery_parts
 from result_rows import rows, table
 
@@ -55,6 +56,34 @@ def in_domain(found: list[dict[str, Any]], domain: str) -> str:
                 ]
             )
     return f"Dense: {dense:.2f}.\n\n" + table(["method", *(f"{s:.0%}" for s in sparsities)], body)
+
+
+def beside_public_code(found: list[dict[str, Any]]) -> str:
+    """Each preset beside the public code that it names."""
+    ours = {(r["key"]["method"], r["key"]["sparsity"]): r for r in found}
+    if not ours:
+        return ""
+    dense = ours["dense", 0.0]["perplexity"]
+    body = []
+    for method in (*PUBLIC, *WITHOUT):
+        code, figures = PUBLIC.get(method, ("–", {}))
+        for sparsity in sorted(s for m, s in ours if m == method):
+            row = ours[method, sparsity]
+            settings = f"protects {row['protect']}; compares by {row['weigh']}"
+            value, ratio = figures.get(sparsity, (None, None))
+            public = "–" if value is None else f"{value} (×{ratio:.2f})"
+            body.append(
+                [
+                    method,
+                    settings,
+                    f"{sparsity:.0%}",
+                    f"{row['perplexity']:.1f} (×{row['perplexity'] / dense:.2f})",
+                    public,
+                    code,
+                ]
+            )
+    head = ["preset", "its settings", "removed", "ours", "public code", "which"]
+    return f"Dense: {dense:.2f} ours (bf16), 25.64 the public code's (fp32).\n\n" + table(head, body)
 
 
 def cross(found: list[dict[str, Any]]) -> str:
@@ -170,6 +199,11 @@ def main() -> None:
             "Test: the first 48 windows of 512 of its test text. Rows in italics are the public code of others, run on this model with "
             "the same text and windows (fp32, 16,384 calibration tokens, rows joined without a blank line, dense 25.64).\n\n",
             in_domain(methods, "in-domain"),
+        ),
+        "Presets beside the public code": (
+            "`python benchmarks/presets.py`, two cores of a Sapphire Rapids class CPU (AMX), bf16. 16,384 calibration tokens, all of them for "
+            "the gradients; text and windows as the public code was run. One seed: differences of some points of perplexity are no ranking.\n\n",
+            beside_public_code(rows("presets")),
         ),
         "Presets, transfer": (
             "`python benchmarks/methods.py --domain transfer`. Calibration: 65,536 tokens of C4. Test: 24 windows of 1,024 of WikiText-2 raw.\n\n",

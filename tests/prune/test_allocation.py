@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,6 +124,21 @@ def test_adaptive_is_the_published_rule_at_the_exact_budget():
     direct = np.clip(0.3 * (1 - importance(angles)), 0, 0.99)
     np.testing.assert_allclose(stepped, direct, atol=1e-3)
     assert stepped.mean() == pytest.approx(0.3, abs=1e-6)
+
+
+def test_adaptive_takes_a_kv_group_only_where_a_block_owes_a_whole_one():
+    """As the public code: s · groups, rounded down. The budget is met all the same."""
+    for sparsity, seed in ((0.05, 0), (0.3, 1), (0.5, 2)):
+        p = problem(Budget(sparsity=sparsity), seed=seed, protect="none")
+        choices = ALLOCATIONS["adaptive"].solve(p)
+        tilt = 1 - importance(p.angles)
+        groups = [len(c.attention[x.attention].kv_groups) for c, x in zip(p.curves, choices, strict=True)]
+        assert p.target - one_step(p, choices) < p.cost(choices) <= p.target
+        # one b explains all blocks: those that owe more give at least as many groups
+        order = np.argsort(tilt)
+        assert all(groups[a] >= groups[b] for a, b in itertools.pairwise(order)), (tilt, groups)
+        # no share comes near a third, one group of three, at 5 %; at 50 % many exceed it
+        assert (sum(groups) == GROUPS * BLOCKS) == (sparsity == 0.05), groups
 
 
 def test_adaptive_takes_most_from_the_block_that_turns_its_input_least():

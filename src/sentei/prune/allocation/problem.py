@@ -172,10 +172,11 @@ class Problem:
         """Raises InfeasibleError where the smallest legal model is too large, and says what is reachable."""
         if smallest > self.target:
             dense = self.budget.cost(self.dense)
+            kept = f", with {self.protect} protected" if self.protect != Protect() else ""
             raise InfeasibleError(
                 f"budget not reachable: {self.budget.describe()} means {self.target:,} {self.budget.metric}, the "
                 f"smallest legal model for engine {self.budget.target_engine!r} has {smallest:,} "
-                f"({1 - smallest / dense:.1%} removed); ask for at least that"
+                f"{kept} ({1 - smallest / dense:.1%} removed); ask for at least that"
             )
 
     def fill(self, choices: Sequence[Choice]) -> list[Choice]:

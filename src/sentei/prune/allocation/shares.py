@@ -3,8 +3,10 @@
 The paper adds `Δ − A·I_i` to each block's share, step by step, clipped to [0, 0.99], until the model is small enough:
 `I_i` is minus the in/out cosine, centred, scaled to [−1, 1]. With the dense profile's importance the steps add up to
 `s_i = clip(b·(1 − a·I_i))` with `a = A/Δ` (1 in the paper's scripts), so we solve for `b` and meet the budget to one
-unit, where the steps overshoot. KV groups are few and dear: their fractional shares are rounded with the error carried
-from block to block, so that attention gives up its share of the model even where no single block owes a whole group.
+unit, where the steps overshoot. KV groups are few and dear. `uniform` rounds their fractional shares with the error
+carried from block to block, so that attention gives up its share of the model even where no single block owes a whole
+group. `adaptive` does as the public code: a block gives the whole groups that it owes, so that with few groups the FFNs
+bear a mild cut alone, which is better (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -35,16 +37,20 @@ def incremental_shares(angles: Sequence[float], *, steps: int, delta: float, amp
     return shares
 
 
-def _solve(problem: Problem, tilt: NDArray[np.float64]) -> list[Choice]:
-    """Shares `clip(b·tilt)` in every part of every block, with b as small as the budget allows."""
+def _solve(problem: Problem, tilt: NDArray[np.float64], *, carry: bool) -> list[Choice]:
+    """Shares `clip(b·tilt)` in every part of every block, with b as small as the budget allows.
+
+    `carry`: what a block owes of a KV group the next one gives; else each gives the whole groups that it owes itself.
+    """
     problem.check_reachable()
     if problem.budget.limits.uniform:
         return same_everywhere(problem)
     base = _bisect(lambda b: _fractional_cost(problem, np.clip(b * tilt, 0, MAX_SHARE)) <= problem.target)
-    attention = _round_attention(problem, np.clip(base * tilt, 0, MAX_SHARE))
+    carried = _round_attention(problem, np.clip(base * tilt, 0, MAX_SHARE), carry=True)
 
     def choices(b: float) -> list[Choice]:
         shares = np.clip(b * tilt, 0, MAX_SHARE)
+        attention = carried if carry else _round_attention(problem, shares, carry=False)
         return [Choice(a, _legal_removed(problem, i, shares[i])) for i, a in enumerate(attention)]
 
     found = _bisect(lambda b: problem.cost(choices(b)) <= problem.target)
@@ -80,21 +86,22 @@ def _thins_attention(problem: Problem, index: int) -> bool:
     return not (problem.budget.limits.fixed_query_heads or problem.protects("attention", index))
 
 
-def _round_attention(problem: Problem, shares: NDArray[np.float64]) -> list[int]:
-    """Whole KV groups for fractional shares: what one block does not give, the next one owes."""
+def _round_attention(problem: Problem, shares: NDArray[np.float64], *, carry: bool) -> list[int]:
+    """Whole KV groups for fractional shares; with `carry`, what one block does not give, the next one owes."""
     chosen, owed = [], 0.0
     for i, share in enumerate(shares):
         full = problem.dense.blocks[i]
         if not _thins_attention(problem, i):
             chosen.append(0)
             continue
-        owed += share * full.kv_groups
+        owed = share * full.kv_groups + (owed if carry else 0.0)
         by_groups = {
             len(option.kv_groups): at
             for at, option in enumerate(problem.curves[i].attention)
             if problem.attention_legal[i][at] and option.kv_groups and option.heads_per_group == full.heads_per_group
         }
-        removed = min(int(owed + 0.5), full.kv_groups - min(by_groups)) if by_groups else 0
+        whole = int(owed + 0.5) if carry else int(owed + 1e-9)
+        removed = min(whole, full.kv_groups - min(by_groups)) if by_groups else 0
         while by_groups and full.kv_groups - removed not in by_groups:
             removed -= 1
         chosen.append(by_groups[full.kv_groups - removed] if by_groups else 0)
@@ -137,10 +144,10 @@ def same_everywhere(problem: Problem) -> list[Choice]:
 
 
 UNIFORM = Allocation(
-    "uniform", lambda p: _solve(p, np.ones(len(p.curves))), "the same share of every part of every block"
+    "uniform", lambda p: _solve(p, np.ones(len(p.curves)), carry=True), "the same share of every part of every block"
 )
 ADAPTIVE = Allocation(
     "adaptive",
-    lambda p: _solve(p, 1 - AMPLITUDE * importance(p.angles)),
+    lambda p: _solve(p, 1 - AMPLITUDE * importance(p.angles), carry=False),
     "more from blocks that turn the residual stream less (Adapt-Pruner, arXiv 2502.03460), solved for the exact budget",
 )
