@@ -55,7 +55,8 @@ def _column(rows: Iterable[tuple[str, dict[str, Any]]], field: str | None) -> li
             strings = [key for key, value in row.items() if isinstance(value, str)]
             if "text" not in row and len(strings) != 1:
                 raise InputError(
-                    f'{place} has no field "text" (found: {", ".join(row) or "none"}); name the field with the text'
+                    f'{place} has no field "text" (found: {", ".join(row) or "none"}); rename the right one, or '
+                    "name it (--field where there is one)"
                 )
             field = "text" if "text" in row else strings[0]
         if not isinstance(text := row.get(field), str):

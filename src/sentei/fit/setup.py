@@ -231,7 +231,7 @@ def _refuse_chance(goal: Goal, dense: Outcome, floor: float, task: TaskFile) -> 
         raise InputError(
             f"the dense model is at chance on {task.name!r}: {goal.metric.name} {value:.3f} on {len(dense.score)} "
             f"rows, guessing gives {floor:.3f}; there is nothing to keep: tune it on the task first "
-            "(sentei tune MODEL --data TASK.yaml --loss sft)"
+            "(sentei tune MODEL --data TASK.yaml --loss sft --out TUNED)"
         )
 
 

@@ -100,7 +100,7 @@ def _advice(report: Mapping[str, Any]) -> str:
         ways.append(f"allow more (--tolerance {math.ceil(1000 * lost) / 1000:g} is what the best one needs)")
     elif not fit["rows_needed"]:
         ways.append("allow more (--tolerance)")
-    ways.append("tune the model on the task first (sentei tune --task)")
+    ways.append("tune the model on the task first (sentei tune MODEL --data TASK.yaml --loss sft --out TUNED)")
     return f"What to do: {'; or '.join(ways)}."
 
 
