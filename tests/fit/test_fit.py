@@ -1,6 +1,7 @@
 """`fit` and `frontier` on a real tiny model: everything from a task file to a confirmed, saved model."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,29 @@ def test_workers_find_what_one_process_finds(stories, task, tmp_path):
     ]
     assert found[0]["removed_in_place"] == found[1]["removed_in_place"]
     assert found[0]["removed"] == found[1]["removed"]
+
+
+def test_the_commands_of_a_point_make_the_model_that_was_measured(stories, task, tmp_path):
+    """Cut and heal as the page says, from the command line: the same figure on the same rows."""
+    from sentei.cli.app import app
+    from sentei.data.splits import Splits
+    from sentei.data.task_rows import read_rows
+    from sentei.report.frontier import command
+
+    source = Path(task.data).with_name("task.yaml")
+    report = frontier(stories, task, tmp_path / "run", shares=[0.3], latency=False, settings=Settings(heal=1500))
+    report["given"] = {
+        "model": str(stories.model.name_or_path),
+        "task": str(source),
+        "out": str(tmp_path / "run"),
+        "options": ["--dtype", "float32"],
+    }
+    words = [shlex.split(text)[1:] for text in command(report, report["points"][1]).split(" && ")]
+    monkey = [[str(tmp_path / word) if word.endswith(("-30", "-30-cut")) else word for word in line] for line in words]
+    for line in monkey:
+        app(args=line, standalone_mode=False)
+    rows = Splits.load(tmp_path / "run" / "splits.json", read_rows(task)).search
+    again = load(monkey[-1][-1], dtype="float32")
+    score = prepare(rows, again.tokenizer, "acc").score(again.model).score
+    assert np.mean(score) == pytest.approx(report["points"][1]["value"], abs=1e-9)
+    assert report["dense_trained"]["value"] >= report["points"][0]["value"], "training on a task does not hurt it"

@@ -63,10 +63,11 @@ def frontier_command(
         overwrite=overwrite,
         progress=TerminalProgress(),
     )
-    report["given"] = {"model": model, "task": str(task), "out": str(out)}
+    options = ["--dtype", dtype.value, *(["--trust-remote-code"] if trust_remote_code else [])]
+    report["given"] = {"model": model, "task": str(task), "out": str(out), "options": options}
     write_json(out / "frontier.json", report)
     write_text(out / "frontier.html", render(report))
     if format is Format.json:
         print_json(report)
     else:
-        typer.echo(f"{summary(report)}\n{out / 'frontier.html'} shows it; apply a point: sentei cut MODEL --plan …")
+        typer.echo(f"{summary(report)}\n{out / 'frontier.html'} shows it; with the commands that make each model again")

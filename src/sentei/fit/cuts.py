@@ -57,13 +57,13 @@ class Cutter:
 
 def climbed(
     setup: Setup, cutter: Cutter, genome: Genome, *, deadline: float, journal: Path, progress: Progress
-) -> tuple[list[Candidate], float, list[dict[str, Any]]]:
+) -> tuple[list[Candidate], float, list[dict[str, Any]], str]:
     """Cuts from a genome on along the knapsack's path, smaller while they hold and larger while they do not.
 
     The first cut is made whatever the deadline says: a search that ends late is worth more than one that gives nothing.
 
     Returns:
-        Those that hold on the search rows, the smallest first; how many were scored; the history.
+        Those that hold on the search rows, the smallest first; how many were scored; the history; why it ended.
     """
     space = setup.menus.space
     with progress.stage("cuts") as bar:
@@ -74,12 +74,14 @@ def climbed(
         ledger.allowance = Allowance(deadline=deadline, pace=setup.cut_seconds)
         try:
             climb(ledger, path, start=start, resolution=RESOLUTION)
+            ended = "resolution"
         except Spent as why:
             progress.say(f"  cuts: ended by the {why}")
+            ended = str(why)
     held = [trial for trial in ledger.trials.values() if trial.genome != space.dense and setup.goal.met(trial.outcome)]
     held.sort(key=lambda trial: trial.cost)
     found = [Candidate(setup.plan(setup.menus.entries(trial.genome)), trial.outcome) for trial in held]
-    return found, ledger.evaluations, ledger.history
+    return found, ledger.evaluations, ledger.history, ended
 
 
 def around(setup: Setup, genome: Genome) -> Callable[[float], Genome]:

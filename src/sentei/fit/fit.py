@@ -21,13 +21,15 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError, unknown
 from sentei.files import write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
+from sentei.fit.healing import confirmed_dense, finite, made
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.fit.workers import coding_for, evaluator
 from sentei.models.load import Loaded
 from sentei.models.save import save
-from sentei.plan import ModelShape, Plan
+from sentei.plan import Plan
 from sentei.progress import Progress, shown
 from sentei.report.build import blocks
+from sentei.report.task import sizes
 from sentei.search.bisect import bisect
 from sentei.search.cache import Cache
 from sentei.search.evolve import evolve
@@ -45,7 +47,7 @@ APART = 0.02  # of the dense size, between two of them
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` made: the contents of report.json, and the plan whose model was saved."""
+    """The contents of report.json, and the plan whose model was saved."""
 
     report: dict[str, Any]
     plan: Plan
@@ -108,10 +110,12 @@ def fit(
     clock.lap("search in place")
     cutter = Cutter(setup, progress)
     journal = out / f"{search}-cuts.jsonl"
-    candidates, scored, history = _cut(setup, cutter, search, found, coding, deadline, journal, progress)
+    candidates, scored, history, ended = _cut(setup, cutter, search, found, coding, deadline, journal, progress)
     clock.lap("real cuts")
     verdict, chosen = _confirm(setup, cutter, candidates, strict=strict, progress=progress)
     clock.lap("confirm and test")
+    trained = confirmed_dense(setup, progress) if chosen is not None and settings.heal else None
+    clock.lap("dense, trained alike")
     fitted = {
         "tolerance": tolerance,
         "strict": strict,
@@ -125,6 +129,8 @@ def fit(
         "evaluations": round(found.evaluations + scored, 2),
         "cuts": scored,
         "stopped": found.stopped,
+        "cuts_ended": ended,
+        "dense_trained": trained,
         "minutes": round(clock.minutes, 2),
     }
     report = _report(setup, fitted, chosen, [*found.history, *history], clock)
@@ -184,15 +190,17 @@ def _cut(
     deadline: float,
     journal: Path,
     progress: Progress,
-) -> tuple[list[Candidate], float, list[dict[str, Any]]]:
+) -> tuple[list[Candidate], float, list[dict[str, Any]], str]:
     """Real cuts that hold on the search rows, the smallest first; the published searches make one only."""
     if search in ("genetic", "uniform"):
         if found.genome == coding.space.dense:
-            return [], 0.0, []
+            return [], 0.0, [], found.stopped
         made = cutter.candidate(coding.entries(found.genome))
-        return [made] if setup.goal.met(made.outcome) else [], 1.0, []
+        return [made] if setup.goal.met(made.outcome) else [], 1.0, [], found.stopped
     ahead = setup.rows["confirm"] + setup.rows["test"]
     reserve = setup.cut_seconds + 2.5 * setup.score_seconds * ahead / setup.rows["search"]
+    if setup.settings.heal:  # the dense model is trained alike, and scored too
+        reserve += setup.cut_seconds + setup.score_seconds * ahead / setup.rows["search"]
     return climbed(setup, cutter, found.genome, deadline=deadline - reserve, journal=journal, progress=progress)
 
 
@@ -266,24 +274,10 @@ def _report(
         "task": about(setup),
         "fit": fitted,
         "sizes": {"dense": sizes(dense)} | ({"pruned": sizes(chosen.plan.shape())} if chosen else {}),
+        "made": made(setup),
         "history": history,
         "blocks": blocks(chosen.plan, setup.profile) if chosen else [],
         "seconds": clock.seconds,
-    }
-
-
-def finite(*values: float) -> list[float | None]:
-    """Figures for JSON, which has no infinity: None for what is not finite."""
-    return [value if math.isfinite(value) else None for value in values]
-
-
-def sizes(shape: ModelShape) -> dict[str, int]:
-    """Block params, all params, FLOPs per token at context 1,024, bytes in bf16 with its KV cache."""
-    return {
-        "block_params": shape.block_params(),
-        "params": shape.params(),
-        "flops_per_token": shape.flops(1024),
-        "bytes": shape.bytes(1, 1024),
     }
 
 

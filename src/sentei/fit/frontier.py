@@ -11,7 +11,7 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InfeasibleError, InputError
 from sentei.files import write_json
 from sentei.fit.cuts import Cutter
-from sentei.fit.fit import finite, sizes
+from sentei.fit.healing import figures_of, made, trained_dense
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.models.load import Loaded
 from sentei.plan import Plan
@@ -19,6 +19,7 @@ from sentei.progress import Progress, shown
 from sentei.prove.latency import LatencyTable, table_for
 from sentei.report.build import blocks
 from sentei.report.formats import read_report
+from sentei.report.task import sizes
 
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
@@ -58,15 +59,18 @@ def frontier(
     setup = set_up(loaded, task, out, tolerance=0.01, settings=settings, overwrite=overwrite, progress=progress)
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"
-    known = _known(path) if path.exists() else {}
+    known, trained = _known(path) if path.exists() else ({}, None)
     report: dict[str, Any] = {
         "schema_version": 1,
         "sentei": sentei.__version__,
         "kind": "frontier",
         "model": loaded.name,
         "task": about(setup),
+        "made": made(setup),
         "points": [_dense(setup, table)],
     }
+    if setup.settings.heal:
+        report["dense_trained"] = trained or figures_of(setup, trained_dense(setup, progress))
     cutter, missing = Cutter(setup, progress), []
     with progress.stage("frontier", total=len(shares), unit="points") as bar:
         for number, share in enumerate(sorted(shares), start=1):
@@ -85,10 +89,10 @@ def frontier(
     return report
 
 
-def _known(path: Path) -> dict[str, dict[str, Any]]:
-    """Points of an interrupted run, by plan."""
-    points = read_report(path, ("frontier",))[1]["points"]
-    return {point["plan"]: point for point in points if "plan" in point}
+def _known(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any] | None]:
+    """Points of an interrupted run, by plan; and the dense model that was trained alike."""
+    report = read_report(path, ("frontier",))[1]
+    return {point["plan"]: point for point in report["points"] if "plan" in point}, report.get("dense_trained")
 
 
 def _dense(setup: Setup, latency: LatencyTable | None) -> dict[str, Any]:
@@ -105,15 +109,12 @@ def _dense(setup: Setup, latency: LatencyTable | None) -> dict[str, Any]:
 
 
 def _point(setup: Setup, cutter: Cutter, plan: Plan, number: int, latency: LatencyTable | None) -> dict[str, Any]:
-    outcome = setup.prepared["search"].score(cutter.model(plan))
     return {
         "number": number,
         "plan": plan.digest(),
         "file": f"plans/{number:02d}.json",
         "removed": plan.predicted["removed"],
-        "value": finite(setup.goal.value(outcome))[0],
-        "change": finite(setup.goal.change(outcome))[0],
-        "interval": finite(*setup.goal.interval(outcome)),
+        **figures_of(setup, cutter.model(plan)),
         "sizes": sizes(plan.shape()),
         "blocks": blocks(plan, setup.profile),
         **({} if latency is None else {"latency": latency.predict(plan.shape())}),

@@ -15,6 +15,7 @@ from sentei.data.task_rows import chance, read_rows
 from sentei.data.windows import Windows
 from sentei.errors import InputError, unknown
 from sentei.files import hash_json, write_json
+from sentei.fit.healing import HEAL, healed
 from sentei.marks import write_mark
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
@@ -28,15 +29,10 @@ from sentei.prune.cut import cut
 from sentei.prune.menu import Entry, Menus, Times
 from sentei.prune.methods import KINDS
 from sentei.prune.planning import menus_for, plan_of
-from sentei.recover.tune.adapters.files import merge
-from sentei.recover.tune.tune import tune
 from sentei.schema import parse, read
 from sentei.search.goal import Goal
 
 LENGTH = 512  # tokens of a calibration row at most
-# tokens; on ARC easy, 35 % cut: 0, 12,000 and 36,000 gave 90.7, 95.8 and 100 % of the dense accuracy (500 rows)
-HEAL = 24_000
-HEAL_RATE = 5e-4
 GRADIENT_TOKENS = 8192
 RUN = "run.json"
 # What lies in a run directory, as patterns: the searches' journals are named after them.
@@ -113,11 +109,8 @@ class Setup:
     def cut(self, plan: Plan, progress: Progress | None = None) -> Any:
         """The model of a plan, fitted on the calibration rows, and healed on them where that is asked for."""
         small = cut(self.loaded, plan, self.windows, tokens=self.windows.ids.numel(), progress=progress)
-        if not self.settings.heal:
-            return small
-        pruned = Loaded(small, self.loaded.tokenizer, f"{self.loaded.name}, cut", plan.digest())
-        options: dict[str, Any] = {"adapter": "lora", "loss": "sft", "learning_rate": HEAL_RATE, "patience": None}
-        return merge(tune(pruned, self.task, tokens=self.settings.heal, progress=progress, **options).adapted)
+        heal = self.settings.heal
+        return healed(small, self.loaded, plan.digest(), self.task, heal, progress) if heal else small
 
 
 def set_up(
@@ -213,6 +206,7 @@ def about(setup: Setup) -> dict[str, Any]:
         "data": Path(setup.task.data).name,
         "rows": setup.rows,
         "chance": setup.chance,
+        "vocab": setup.profile.shape.vocab,
     }
 
 

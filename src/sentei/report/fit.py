@@ -12,6 +12,7 @@ from sentei.report.page import page, scrolled
 from sentei.report.removed import blocks, table
 from sentei.report.search import divided, search
 from sentei.report.task import SIZES, listed, protocol, size
+from sentei.report.training import healing
 from sentei.report.verdict import summary, title
 from sentei.report.words import count, known, metric_name, number, percent, relative, signed
 
@@ -85,13 +86,18 @@ def _searched(report: Mapping[str, Any]) -> str:
         listed = f"<details><summary>Every real cut in a table</summary>{inside}</details>"
     in_place = (
         f"{count(len(placed), 'candidate')} in place, {count(len(cuts), 'real cut')}; the search "
-        f"({escape(fit['search'])}) ended by: {escape(fit['stopped'])}. In place, {percent(fit['removed_in_place'])} "
+        f"({escape(fit['search'])}) ended by: "
+        f"{escape(fit['stopped'])}{_cuts_ended(fit)}. In place, {percent(fit['removed_in_place'])} "
         f"could go."
     )
     return (
         f'<section><h2>The search</h2><p class="hint">{escape(hint)} {in_place}</p>'
         f'<div class="legend">{legend}</div>{search(report)}{listed}</section>'
     )
+
+
+def _cuts_ended(fit: Mapping[str, Any]) -> str:
+    return f", the real cuts by: {escape(fit['cuts_ended'])}" if "cuts_ended" in fit else ""
 
 
 def _sizes(sizes: Mapping[str, Mapping[str, int]]) -> str:
@@ -138,6 +144,7 @@ def _how(report: Mapping[str, Any]) -> str:
         "tolerance": f"{percent(fit['tolerance'])} of the dense model's metric on the same rows; {strict} has to hold",
         "intervals": "95 %, rows paired with their dense partners: of right and wrong answers Bonett and "
         "Price's, else a bootstrap",
+        **({"training": trained} if (trained := healing(report)) else {}),
         "search": fit["search"],
         **({"seed": str(fit["seed"])} if "seed" in fit else {}),
     }

@@ -21,6 +21,25 @@ class TaskAbout(Exact):
     data: str
     rows: dict[Literal["calibrate", "search", "confirm", "test"], Count]
     chance: NotRequired[Maybe]
+    vocab: NotRequired[Count]
+
+
+class Healing(Exact):
+    """How cut models were trained."""
+
+    tokens: Count
+    adapter: str
+    loss: str
+    learning_rate: Number
+    patience: Count | None
+
+
+class Made(Exact):
+    """How models were made."""
+
+    calibration_tokens: Count
+    length: Count
+    healing: Healing | None
 
 
 class Test(Exact):
@@ -52,6 +71,8 @@ class Fit(Exact):
     evaluations: Number
     cuts: Number
     stopped: str
+    cuts_ended: NotRequired[str]
+    dense_trained: NotRequired[dict[Literal["confirm", "test"], Maybe] | None]
     minutes: Number
 
 
@@ -89,6 +110,7 @@ class FitReport(Exact):
     model: str
     task: TaskAbout
     fit: Fit
+    made: NotRequired[Made]
     sizes: BothSizes
     history: list[Evaluation]
     blocks: list[BlockRow]
@@ -111,7 +133,7 @@ class Point(Exact):
     removed: Number
     value: Maybe
     change: Maybe
-    interval: Ends
+    interval: Ends | None
     sizes: Sized
     blocks: NotRequired[list[BlockRow]]
     latency: NotRequired[Latency]
@@ -123,6 +145,15 @@ class Given(Exact):
     model: str
     task: str
     out: str
+    options: NotRequired[list[str]]
+
+
+class Quality(Exact):
+    """The dense model, trained alike."""
+
+    value: Maybe
+    change: Maybe
+    interval: Ends
 
 
 class FrontierReport(Exact):
@@ -131,6 +162,8 @@ class FrontierReport(Exact):
     sentei: str
     model: str
     task: TaskAbout
+    made: NotRequired[Made]
+    dense_trained: NotRequired[Quality]
     points: Annotated[list[Point], Field(min_length=1)]
     given: NotRequired[Given]
 
@@ -143,6 +176,8 @@ def unfit_fit(report: Mapping[str, Any]) -> str:
         return "fit.confirmed is there, but fit.removed or fit.interval is not"
     if fit["verdict"] == "met" and (fit["confirmed"] is None or "pruned" not in report["sizes"]):
         return "fit.verdict is met, but fit.confirmed or sizes.pruned is missing"
+    if fit.get("dense_trained") and len(fit["dense_trained"]) != 2:
+        return "fit.dense_trained: expected confirm and test"
     return "" if all(report["sizes"]["dense"].values()) else "sizes.dense: a model has sizes above 0"
 
 

@@ -11,6 +11,7 @@ from sentei.report import picture
 from sentei.report.curve import LATENCY, at, axes, curve, show
 from sentei.report.page import page, scrolled
 from sentei.report.task import listed, protocol
+from sentei.report.training import commands, guessing, healing
 from sentei.report.words import between, count, known, metric_name, number, percent, relative, signed
 
 LOSSES = (0.01, 0.05)  # of the metric, for which the summary says what can go
@@ -39,6 +40,7 @@ def summary(report: Mapping[str, Any]) -> str:
         f"{report['model']} on the task {task['name']}: {metric_name(task['metric'])} {number(dense['value'])} dense, "
         f"on {count(task['rows']['search'], 'search row')}; {count(len(cut), 'smaller model')} cut and measured."
     ]
+    lines += filter(None, (_compared(report), guessing(report, dense["value"])))
     shown = None
     for loss in LOSSES if cut else ():
         point = within(report, loss)
@@ -55,6 +57,15 @@ def summary(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _compared(report: Mapping[str, Any]) -> str:
+    """What was trained and what was not, and the dense model trained alike."""
+    text, found = healing(report), report.get("dense_trained")
+    if not found:
+        return text
+    sure = f", 95 % interval {ends}" if (ends := between(found["interval"])) else ""
+    return f"{text} Trained alike, the dense model has {number(found['value'])} ({signed(found['change'])}{sure})."
+
+
 def within(report: Mapping[str, Any], loss: float) -> Mapping[str, Any]:
     """The smallest model whose point estimate is at most `loss` worse than the dense one; that one, if none is."""
     sign = 1 if report["task"]["higher"] else -1
@@ -63,11 +74,11 @@ def within(report: Mapping[str, Any], loss: float) -> Mapping[str, Any]:
 
 
 def command(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    """What applies a point."""
-    given = {"model": report["model"], "task": "TASK.yaml", "out": "OUT"} | report.get("given", {})
+    """What makes the model of a point: that one, as it was measured."""
+    given = {"model": report["model"], "out": "OUT"} | report.get("given", {})
     name = f"{given['model'].rstrip('/').rpartition('/')[2]}-{100 * point['removed']:.0f}"
     plan = f"{given['out'].rstrip('/')}/{point['file']}"
-    return shlex.join(["sentei", "cut", given["model"], "--plan", plan, "--data", given["task"], "--out", name])
+    return " && ".join(map(shlex.join, commands(report, plan, name)))
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -142,7 +153,11 @@ def _table(report: Mapping[str, Any]) -> str:
     points, chosen = report["points"], _first(report)
     names = axes(points)
     head = ["removed", metric_name(report["task"]["metric"]), "change", "95 % interval", *names.values(), "plan"]
-    body = "".join(_row(point, names, on=point["number"] == chosen) for point in points)
+    rows = [_row(point, names, on=point["number"] == chosen) for point in points]
+    if alike := report.get("dense_trained"):
+        cells = [number(alike["value"]), signed(alike["change"]), between(alike["interval"]), *[""] * (len(names) + 1)]
+        rows.insert(1, f"<tr><td>dense, trained alike</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    body = "".join(rows)
     return (
         '<section><h2>The same as a table</h2><p class="hint">All are measured on the search rows. A point that is '
         "chosen for its value looks a little better than it is: measure it again with sentei eval.</p>"
@@ -167,6 +182,7 @@ def _row(point: Mapping[str, Any], names: Iterable[str], *, on: bool) -> str:
 def _protocol(report: Mapping[str, Any]) -> dict[str, str]:
     facts = {
         **protocol(report["task"]),
+        **({"training": trained} if (trained := healing(report)) else {}),
         "quality": "of real cuts, fitted on the calibration rows, on the search rows; 95 % intervals, rows paired with "
         "their dense partners",
     }

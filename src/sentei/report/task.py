@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from sentei.plan import ModelShape
 from sentei.report.figures import scaled
 from sentei.report.words import known, metric_name, number
 
@@ -35,3 +36,13 @@ def listed(facts: Mapping[str, str]) -> str:
     """Facts as a list of definitions."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     return f"<dl>{items}</dl>"
+
+
+def sizes(shape: ModelShape) -> dict[str, int]:
+    """Block params, all params, FLOPs per token at context 1,024, bytes in bf16 with its KV cache."""
+    return {
+        "block_params": shape.block_params(),
+        "params": shape.params(),
+        "flops_per_token": shape.flops(1024),
+        "bytes": shape.bytes(1, 1024),
+    }

@@ -8,8 +8,10 @@ from typing import Any
 
 from sentei.progress import duration
 from sentei.report.figures import scaled
-from sentei.report.words import changed, count, known, metric_name, percent, relative
+from sentei.report.training import guessing, healing
+from sentei.report.words import changed, count, known, metric_name, number, percent, relative
 
+_ROWS = {"confirm": "confirmation", "test": "test"}
 _CUT_SHORT = ("deadline", "evaluations")  # why a search may end before it is through
 
 
@@ -17,14 +19,25 @@ def title(report: Mapping[str, Any]) -> str:
     """The fit in a line."""
     fit = report["fit"]
     what = f"{percent(fit['removed'])} removed" if fit["verdict"] == "met" else "nothing smaller holds"
-    return f"{report['model']} for {report['task']['name']}: {what}"
+    ended = ended_by(report)
+    return f"{report['model']} for {report['task']['name']}: {what}{f', {ended}' if ended else ''}"
+
+
+def ended_by(report: Mapping[str, Any]) -> str:
+    """`search ended by the deadline`, where it was not through."""
+    fit = report["fit"]
+    why = next((why for why in (fit.get("cuts_ended"), fit["stopped"]) if why in _CUT_SHORT), None)
+    return {"deadline": "search ended by the deadline", "evaluations": "search ended by its number of evaluations"}.get(
+        why or "", ""
+    )
 
 
 def summary(report: Mapping[str, Any]) -> str:
     """The fit in three or four lines, for the terminal and for those who read nothing else."""
     if report["fit"]["verdict"] != "met":
         return "\n".join((_missed(report), _advice(report), _cost(report)))
-    return "\n".join((_kept(report), _confirmation(report), _test(report), _cost(report)))
+    said = (_kept(report), _compared(report), _confirmation(report), _test(report), _cost(report))
+    return "\n".join(line for line in said if line)
 
 
 def _wanted(report: Mapping[str, Any]) -> str:
@@ -38,6 +51,16 @@ def _kept(report: Mapping[str, Any]) -> str:
         f"{report['model']} keeps {_wanted(report)} on the task {report['task']['name']} with "
         f"{percent(fit['removed'])} of its block params removed ({before} → {after})."
     )
+
+
+def _compared(report: Mapping[str, Any]) -> str:
+    """What was trained and what was not, and the dense model trained alike."""
+    found = report["fit"].get("dense_trained")
+    text = " ".join(filter(None, (healing(report), guessing(report, report["fit"]["confirmed"]))))
+    if not found:
+        return text
+    each = " and ".join(f"{number(found[rows])} on the {words} rows" for rows, words in _ROWS.items())
+    return f"{text} Trained alike, the dense model has {metric_name(report['task']['metric'])} {each}."
 
 
 def _confirmation(report: Mapping[str, Any]) -> str:
@@ -94,7 +117,7 @@ def _advice(report: Mapping[str, Any]) -> str:
     lost = None if change is None or not known(change) else -change if report["task"]["higher"] else change
     if fit["rows_needed"]:
         ways.append(f"give about {fit['rows_needed']:,} confirmation rows, so that the interval is narrow enough")
-    if fit["stopped"] in _CUT_SHORT:
+    if ended_by(report):
         ways.append("give the search more time (--minutes): it was not through")
     if lost is not None and lost > fit["tolerance"]:
         ways.append(f"allow more (--tolerance {math.ceil(1000 * lost) / 1000:g} is what the best one needs)")
