@@ -62,7 +62,14 @@ def test_multipliers_that_the_family_does_not_know(granite_as_llama, ids, name, 
             layer.self_attn.v_proj.weight *= 20
             layer.self_attn.o_proj.weight *= 20
     with pytest.raises(InputError, match=f"family llama computes something else than the model {where}"):
-        measure(model.to(dtype), ids, gradient_tokens=0)
+        check_family(FAMILIES["llama"], model.to(dtype), ids)
+
+
+def test_measure_stops_before_anything_is_measured(ids):
+    model = tiny_model("llama")
+    _after(model.model.layers[3], lambda y: y * 1.5)
+    with pytest.raises(InputError, match="block 3: the sum of its parts"):
+        measure(model, ids, gradient_tokens=0)
 
 
 def test_neutral_multipliers_are_no_difference(granite_as_llama, ids):

@@ -31,6 +31,8 @@ class Family:
         mlp_bias: the same for gate, up and down.
         qk_norm: whether q and k are normalised per head.
         uniform_as: families whose stock class computes the same, tried in order for a model of equal blocks.
+        features: config keys beyond the usual ones whose effect is inside of a part, or in a method that the family
+            overrides; any other setting that changes what the model computes is refused by name.
         heads: what stock code wants of hidden size / query heads: nothing, no remainder, or exactly the head size.
     """
 
@@ -41,6 +43,7 @@ class Family:
     mlp_bias: Fact = False
     qk_norm: bool = False
     uniform_as: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     heads: Literal["free", "divide", "exact"] = "free"
 
     @property

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from sentei.errors import InputError, one_line
 from sentei.families import FAMILIES, family_of
+from sentei.families.features import check_features
 from sentei.files import read_json
 from sentei.machine import resolve_device, resolve_dtype
 from sentei.models.source import check_no_adapter, find
@@ -102,7 +103,7 @@ def as_loaded(model: PreTrainedModel | Loaded, tokenizer: Any = None, name: str 
     """An in-memory model as `load` would give it; a `Loaded` is passed on, with what is given here replaced."""
     if isinstance(model, Loaded):
         return Loaded(model.model, tokenizer or model.tokenizer, name or model.name, model.digest)
-    family_of(model.config)
+    check_features(family_of(model.config), model.config)
     return Loaded(model, tokenizer, name or Path(model.name_or_path).name or "in-memory model", digest(model))
 
 
@@ -129,6 +130,7 @@ def _load_known(
     try:
         config = getattr(module, f"{prefix}Config").from_pretrained(directory)
         check_depth(stored, config.num_hidden_layers, values.get("per_layer_config"), where)  # if it was left out
+        check_features(family, config)
         family.shape(config)
         config._name_or_path = str(directory)
         model = on_meta(getattr(module, f"{prefix}ForCausalLM"), config, kind)
