@@ -22,6 +22,7 @@ from sentei.errors import InputError
 from sentei.files import hash_json, mended, told_as
 from sentei.marks import replaceable, write_mark
 
+LINK_BYTES = 1 << 20  # published files above this are hard links, not copies
 WORK_DAYS = 7.0  # work that nobody went on with for so long is abandoned
 
 
@@ -160,6 +161,26 @@ def replaced_dir(path: Path) -> Iterator[Path]:
             os.rename(path, shop / "old")
         os.rename(scratch, path)
         remove(shop / "old")
+
+
+def publish(source: Path, target: Path) -> None:
+    """Shows a file or directory at another place; big files are hard links where the file system has them."""
+
+    def place(from_: str, to: str) -> None:
+        if os.path.getsize(from_) > LINK_BYTES:
+            with contextlib.suppress(OSError):  # another file system, or one without links: copy below
+                os.link(from_, to)
+                return
+        shutil.copy2(from_, to)
+
+    if source.is_dir():
+        with replaced_dir(target) as scratch:
+            shutil.copytree(source, scratch, copy_function=place, dirs_exist_ok=True)
+    else:
+        scratch_file = target.with_name(f".{target.name}.new")
+        scratch_file.unlink(missing_ok=True)
+        place(str(source), str(scratch_file))
+        os.replace(scratch_file, target)
 
 
 @contextlib.contextmanager

@@ -102,6 +102,8 @@ class Recover(_Section):
         tokens: how many are trained on, prompts included.
         learning_rate: the highest; default: that of the adapter.
         target: texts of the wanted capability, a pool of any format.
+        strict: a recovery that leaves the model no nearer to the dense one, so that the cut model is kept, ends the run
+            with exit code 3.
         watts: drawn by the machine, for an estimate of the energy.
         price_per_hour: of the machine, for an estimate of the cost.
         currency: of the price.
@@ -118,6 +120,7 @@ class Recover(_Section):
     tokens: Positive = 200_000
     learning_rate: float | None = Field(default=None, gt=0)
     target: str | None = None
+    strict: bool = False
     watts: float | None = Field(default=None, gt=0)
     price_per_hour: float | None = Field(default=None, ge=0)
     currency: str = "EUR"

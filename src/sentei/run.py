@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import sentei
 from sentei.errors import InputError
 from sentei.files import hash_file, hash_json, write_json
 from sentei.machine import describe
-from sentei.outputs import check_output, locked, probe, refuse_place, remove, replaced_dir
+from sentei.outputs import check_output, locked, probe, publish, refuse_place, remove, replaced_dir
 from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
 from sentei.record import MachineRecord, read_record
@@ -32,8 +31,6 @@ from sentei.schema import read
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
 
-LINK_BYTES = 1 << 20  # published files above this are hard links, not copies
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -43,20 +40,24 @@ class Stage:
         work: writes its files into `context.out`; what it returns goes into `stage.json`.
         reads: what it reads of the recipe, JSON values; sources of data and models as their `fingerprint`.
         check: raises an InputError for what can be seen to be wrong before any work begins.
+        suits: the same, for what can be seen with the dense model at hand: its context, sizes and tokenizer.
         after: the stages whose files it reads, as far as the recipe wants them.
         wanted: whether a recipe has this stage.
         tokens: what it costs, in tokens of forward passes of the dense model; see `sentei.estimate`.
-        publishes: files and directories of it that appear at the top of the run directory; of several stages that
-            publish the same, the last one counts.
+        publishes: files and directories of it that appear at the top of the run directory as soon as it is done; of
+            several stages that publish the same, the last one counts.
+        optional: whether the stages after it can do without it: where it fails, they run, and then the run fails.
     """
 
     work: Callable[[Context], dict[str, Any]]
     reads: Callable[[Recipe], Any]
     check: Callable[[Recipe], None] = lambda recipe: None
+    suits: Callable[[Recipe, Loaded], None] | None = None
     after: tuple[str, ...] = ()
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     tokens: Callable[[Recipe], float] = lambda recipe: 0.0
     publishes: tuple[str, ...] = ()
+    optional: bool = False
 
 
 # In the order in which they run.
@@ -81,7 +82,8 @@ class Context:
     """What a stage gets: the recipe, the dense model, the directories of earlier stages, and where to write.
 
     What is in `out` becomes the stage's directory. `work` is for what a long stage can go on with: it belongs to the
-    stage's key, survives a kill, and is removed when the stage is done.
+    stage's key, survives a kill, and is removed when the stage is done. `failed` holds the errors of optional stages,
+    whose directories are not there.
     """
 
     recipe: Recipe
@@ -90,6 +92,7 @@ class Context:
     progress: Progress
     dense: Callable[[], Loaded]
     before: dict[str, Path] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -148,16 +151,19 @@ class _Run:
         self.asked, self.recipe, self.out, self.progress = recipe, recipe, out, progress
         self.stages = {name: STAGES[name] for name in STAGES if STAGES[name].wanted(recipe)}
         self.dirs = {name: out / "stages" / f"{n:02d}-{name}" for n, name in enumerate(self.stages, 1)}
-        self.untold: list[str] = []  # stages to be done, until it is said how long they will take
+        self.failed: dict[str, Exception] = {}
+        self.reads: dict[str, dict[str, Any]] = {}  # what the stages read, by recipe: files are hashed once
+        self.kept: Loaded | None = None  # the dense model, from when the recipe was looked at to the first stage
 
     def go(self) -> dict[str, Any]:
-        """Runs the stages that are not done, and publishes what they made."""
+        """Runs the stages that are not done, and publishes what each made when it is done."""
         self.recipe = settle(self.asked, *self._began(), self.progress.say)
         keys = self._keys(self.recipe)
         todo = [name for name, key in keys.items() if not self._done(name, key)]
         for name in todo:
             self.stages[name].check(self.recipe)
-        self.untold = todo
+        if any(self.stages[name].suits for name in todo):
+            self._look(todo)
         fresh = not self.out.exists()
         with locked(self.out):
             try:
@@ -165,15 +171,42 @@ class _Run:
                 if isinstance(self.progress, TerminalProgress):
                     self.progress.events = self.out / "events.jsonl"
                 self._sweep(keys)
+                self._publish([name for name, key in keys.items() if self._done(name, key)])
                 for name in self.stages:
-                    self._stage(name, keys[name])
-                self._publish()
+                    self._attempt(name)
+                self._publish([name for name in self.stages if name not in self.failed])
+                for error in self.failed.values():
+                    raise error
             except Exception:  # whatever went wrong, an empty run directory is not left behind
                 if fresh and not any(path.exists() for path in self.dirs.values()):
                     shutil.rmtree(self.out)  # nothing was done that a resume could use
                 raise
+            shutil.rmtree(self.out / "work", ignore_errors=True)  # nothing is left to go on with
         report: dict[str, Any] = read(self.out / "report.json", dict[str, Any])
         return report
+
+    def _look(self, todo: list[str]) -> None:
+        """What only the dense model can tell: whether the recipe suits it, and how long all will take."""
+        from sentei.estimate import estimate
+
+        dense = self._dense()
+        for name in todo:
+            if suits := self.stages[name].suits:
+                suits(self.recipe, dense)
+        tokens = {name: self.stages[name].tokens(self.recipe) for name in todo}
+        if any(tokens.values()) and isinstance(self.progress, TerminalProgress):
+            self.progress.say(f"  {estimate(dense, tokens)}")
+        self.kept = dense
+
+    def _attempt(self, name: str) -> None:
+        """One stage. Where an optional one fails, the error is kept for the end."""
+        try:
+            self._stage(name, self._keys(self.recipe)[name])
+        except Exception as error:
+            if not self.stages[name].optional:
+                raise
+            self.failed[name] = error
+            self.progress.say(f"  {name} failed: {error}")
 
     def _began(self) -> tuple[MachineRecord | None, Callable[[Recipe], bool]]:
         """The machine of the first stage, and whether a recipe keeps that stage."""
@@ -181,11 +214,19 @@ class _Run:
         machine = read_record(directory).get("machine") if (directory / "stage.json").exists() else None
         return machine, lambda recipe: self._done(name, self._keys(recipe)[name])
 
+    def _after(self, name: str) -> list[str]:
+        """The stages before one whose files are there for it."""
+        return [other for other in self.stages[name].after if other in self.stages and other not in self.failed]
+
     def _keys(self, recipe: Recipe) -> dict[str, str]:
+        said = recipe.dump()
+        if said not in self.reads:
+            self.reads[said] = {name: stage.reads(recipe) for name, stage in self.stages.items()}
         keys: dict[str, str] = {}
-        for name, stage in self.stages.items():
-            before = {other: keys[other] for other in stage.after if other in self.stages}
-            keys[name] = hash_json([name, sentei.__version__, stage.reads(recipe), before])
+        for name, reads in self.reads[said].items():
+            keys[name] = hash_json(
+                [name, sentei.__version__, reads, {other: keys[other] for other in self._after(name)}]
+            )
         return keys
 
     def _done(self, name: str, key: str) -> bool:
@@ -218,62 +259,41 @@ class _Run:
         work = self._work(name, key)
         with replaced_dir(self.dirs[name]) as scratch:
             work.mkdir(parents=True, exist_ok=True)
-            before = {other: self.dirs[other] for other in self.stages[name].after if other in self.stages}
-            context = Context(self.recipe, scratch, work, self.progress, self._dense, before)
+            before = {other: self.dirs[other] for other in self._after(name)}
+            failed = {other: str(error) for other, error in self.failed.items()}
+            context = Context(self.recipe, scratch, work, self.progress, self._dense, before, failed)
             seed_all(self.recipe.seed)
             summary = self.stages[name].work(context)
             seconds = round(time.monotonic() - started, 3)
             record = {"schema_version": 1, "name": name, "key": key, "status": "done", "seconds": seconds}
             record["machine"] = describe(self.recipe.dtype, self.recipe.device)
             write_json(scratch / "stage.json", {**record, "summary": summary})
+        self.kept = None
         shutil.rmtree(work)
+        for item in self.stages[name].publishes:
+            publish(self.dirs[name] / item, self.out / item)
         self.progress.event("done", stage=name, key=key, seconds=seconds)
         self.progress.say(f"{number}: {duration(seconds)}")
 
-    def _publish(self) -> None:
-        shown = {item: self.dirs[name] / item for name, stage in self.stages.items() for item in stage.publishes}
+    def _publish(self, done: Iterable[str]) -> None:
+        """Shows at the top what these stages made, and nothing else: what another recipe left there goes."""
+        shown = {item: self.dirs[name] / item for name in done for item in self.stages[name].publishes}
         for item, source in shown.items():
-            _publish(source, self.out / item)
+            publish(source, self.out / item)
         for item in {item for stage in STAGES.values() for item in stage.publishes} - set(shown):
-            remove(self.out / item)  # of another recipe, which had that stage
-        shutil.rmtree(self.out / "work", ignore_errors=True)  # nothing is left to go on with
+            remove(self.out / item)
 
     def _dense(self) -> Loaded:
         """The dense model, anew for each stage: none finds what another one left in memory."""
         from sentei.models.load import load
 
+        if self.kept is not None:  # just loaded, to look at the recipe
+            loaded, self.kept = self.kept, None
+            return loaded
         recipe = self.recipe
         self.progress.say(f"  loading {Path(recipe.model).name}")
         options = {"dtype": recipe.dtype, "device": recipe.device}
-        loaded = load(recipe.model, **options, trust_remote_code=recipe.trust_remote_code)
-        if self.untold and isinstance(self.progress, TerminalProgress):
-            from sentei.estimate import estimate
-
-            tokens = {name: self.stages[name].tokens(recipe) for name in self.untold}
-            if any(tokens.values()):  # a run that goes on may have left only what takes no time
-                self.progress.say(f"  {estimate(loaded, tokens)}")
-            self.untold = []
-        return loaded
-
-
-def _publish(source: Path, target: Path) -> None:
-    """Shows a stage's file or directory at the top; big files are hard links where the file system has them."""
-
-    def place(from_: str, to: str) -> None:
-        if os.path.getsize(from_) > LINK_BYTES:
-            with contextlib.suppress(OSError):  # another file system, or one without links: copy below
-                os.link(from_, to)
-                return
-        shutil.copy2(from_, to)
-
-    if source.is_dir():
-        with replaced_dir(target) as scratch:
-            shutil.copytree(source, scratch, copy_function=place, dirs_exist_ok=True)
-    else:
-        scratch_file = target.with_name(f".{target.name}.new")
-        scratch_file.unlink(missing_ok=True)
-        place(str(source), str(scratch_file))
-        os.replace(scratch_file, target)
+        return load(recipe.model, **options, trust_remote_code=recipe.trust_remote_code)
 
 
 def fingerprint(source: str) -> str:

@@ -180,6 +180,8 @@ def _report(context: Context) -> dict[str, Any]:
         recovery=recovery,
         exports=exports,
     )
+    if context.failed:
+        report["failed"] = dict(context.failed)
     write_json(context.out / "report.json", report)
     write_text(context.out / "report.html", render(report))
     return {}

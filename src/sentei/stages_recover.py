@@ -5,11 +5,13 @@ They are wanted where the recipe has a section `recover`. `select` and `tune` go
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from sentei import estimate
 from sentei.errors import InputError
 from sentei.files import write_json
+from sentei.outputs import publish
 from sentei.recipe import Recipe, Recover
 from sentei.run import Context, Stage, fingerprint
 
@@ -100,7 +102,7 @@ def _tune(context: Context) -> dict[str, Any]:
     tuned.save(context.out / "model")
     if tuned.record["note"]:
         context.progress.say(f"  {tuned.record['note']}")
-    return {"stopped": tuned.record["stopped"], "recommendation": tuned.record["recommendation"]}
+    return {"stopped": tuned.record["stopped"]}
 
 
 def _check_tune(recipe: Recipe) -> None:
@@ -111,19 +113,36 @@ def _check_tune(recipe: Recipe) -> None:
 
 
 def _compare(context: Context) -> dict[str, Any]:
+    from sentei.data.text import read_texts
     from sentei.recover.capabilities import compare
     from sentei.recover.select.selection import Selection
+    from sentei.recover.yardstick import judge, on_text
 
+    recipe, progress = context.recipe, context.progress
+    dense = functools.cache(context.dense)
     found = compare(
-        context.dense,
+        dense,
         lambda: _load(context, "tune"),
         Selection.load(context.before["select"]),
         context.work,
-        seed=context.recipe.seed,
-        progress=context.progress,
+        seed=recipe.seed,
+        progress=progress,
     )
-    write_json(context.out / "capabilities.json", found)
-    return {"rows": found["overall"]["rows"]}
+    text = on_text(
+        dense,
+        lambda: _load(context, "cut"),
+        lambda: _load(context, "tune"),
+        read_texts(recipe.data),
+        context.work,
+        skip=recipe.measure.tokens,
+        progress=progress,
+    )
+    verdict = judge(found["overall"], text)
+    recovered = verdict["kept"] == "recovered"
+    publish(context.before["tune" if recovered else "cut"] / "model", context.out / "model")
+    progress.say(f"  {verdict['reason']}" + ("" if recovered else ": recovery made it worse, the cut model is kept"))
+    write_json(context.out / "capabilities.json", found | {"yardstick": verdict})
+    return {"rows": found["overall"]["rows"], "kept": verdict["kept"]}
 
 
 def _pool_tokens(recipe: Recipe, most: int | None = None) -> float:
@@ -135,8 +154,9 @@ def _pool_tokens(recipe: Recipe, most: int | None = None) -> float:
 
 def _compare_tokens(recipe: Recipe) -> float:
     from sentei.recover.capabilities import ROWS
+    from sentei.recover.yardstick import WINDOW, WINDOWS
 
-    return estimate.SCORE * _pool_tokens(recipe, ROWS)
+    return estimate.SCORE * (_pool_tokens(recipe, ROWS) + 2 * WINDOWS * WINDOW)
 
 
 def _of_select(recipe: Recipe) -> list[Any]:
@@ -171,6 +191,12 @@ TUNE = Stage(
     after=("cut", "select"),
     tokens=lambda r: estimate.TUNE * _section(r).tokens,
     wanted=_is_wanted,
+)
+COMPARE = Stage(
+    _compare,
+    reads=lambda r: r.seed,
+    after=("cut", "select", "tune"),
+    wanted=_is_wanted,
+    tokens=_compare_tokens,
     publishes=("model",),
 )
-COMPARE = Stage(_compare, reads=lambda r: r.seed, after=("select", "tune"), wanted=_is_wanted, tokens=_compare_tokens)

@@ -25,7 +25,8 @@ def _ship(context: Context) -> dict[str, Any]:
     from sentei.ship.export import export
 
     ship = _section(context.recipe)
-    small = load(context.before["tune" if "tune" in context.before else "cut"] / "model", dtype="stored", device="cpu")
+    last = "compare" if "compare" in context.before else "cut"
+    small = load(context.before[last] / "model", dtype="stored", device="cpu")
     exports = []
     for name in ship.to:
         file = f"model{ROUTES[name].suffix}" if ROUTES[name].suffix else name
@@ -71,7 +72,8 @@ SHIP = Stage(
     _ship,
     reads=lambda r: r.ship and r.ship.model_dump(),
     check=_check_ship,
-    after=("cut", "tune"),
+    after=("cut", "compare"),
     wanted=lambda r: r.ship is not None,
     publishes=("exports",),
+    optional=True,
 )

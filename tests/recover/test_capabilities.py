@@ -73,7 +73,7 @@ def test_what_cannot_be_said_is_none() -> None:
     cells = {
         c["name"]: c for c in came_back(table, ["few", "unhurt", "gone", "broken"], positions, after)["capabilities"]
     }
-    assert cells["few"]["came_back"] == pytest.approx(0.5) and cells["few"]["interval"] is None
+    assert cells["few"]["came_back"] is None and cells["few"]["interval"] is None, "so few may be anything"
     assert cells["unhurt"]["came_back"] is None and cells["unhurt"]["before"]["value"] == 0
     assert cells["gone"]["rows"] == 0 and cells["gone"]["before"]["value"] is None
     assert cells["broken"]["came_back"] is None and cells["broken"]["after"] == {"value": None, "interval": None}

@@ -140,11 +140,31 @@ def test_recovery_without_a_price_or_anything_to_compare() -> None:
     for key in ("watt_hours", "money", "currency"):
         del recovery["cost"][key]
     nothing = {"came_back": None, "interval": None, "rows": 0}
+    recovery["yardstick"]["reason"] = "too few rows to say whether it helped: 0, at least 16 are needed"
     recovery["overall"] |= nothing | {when: {"value": None, "interval": None} for when in ("before", "after")}
     recovery["tune"] |= {"curve": [{"step": 0, "tokens": 0, "heldout": 2.1}], "note": ""}
     report = recovered(recovery=recovery)
     html, _ = page(report)
     assert "energy" not in html and "money" not in html and "distance" not in summary(report)
+    assert "too few rows to say whether it helped" in summary(report)
+
+
+def test_a_recovery_that_made_it_worse_is_not_praised() -> None:
+    recovery = example.recovery()
+    recovery["overall"] |= {"came_back": -0.05, "interval": [-0.07, -0.03]}
+    recovery["tune"]["recommendation"] = "the held-out loss fell: more tokens would still help"
+    recovery["yardstick"] |= {"kept": "pruned", "reason": "the distance to the dense model grew by 5.0 %"}
+    report = recovered(recovery=recovery)
+    html, _ = page(report)
+    assert "made it worse: the distance to the dense model grew by 5.0 %. The model that was cut is kept" in summary(
+        report
+    )
+    assert "more tokens" not in html and "−5 %</b>" not in html and "<b>not kept</b>" in html
+
+
+def test_a_stage_that_failed_is_said() -> None:
+    report = made() | {"failed": {"ship": "the engine gives other log-probabilities"}}
+    assert summary(report).endswith("The stage ship failed: the engine gives other log-probabilities.")
 
 
 def test_without_recovery_there_is_no_trace_of_it() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -247,3 +248,54 @@ def test_fingerprints(tmp_path: Path) -> None:
     (tmp_path / "b" / "x.txt").write_text("2")
     assert fingerprint(str(tmp_path / "b")) != one
     assert fingerprint("org/model") == "org/model"
+
+
+def test_what_a_stage_made_is_at_the_top_when_it_is_done(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(context: Any) -> dict[str, Any]:
+        assert (tmp_path / "out" / "model" / "weights.bin").is_file()
+        raise InputError("no report")
+
+    monkeypatch.setattr(fake_stages, "THIRD", dataclasses.replace(fake_stages.THIRD, work=broken))
+    with pytest.raises(InputError, match="no report"):
+        run(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / "model" / "weights.bin").is_file()
+
+
+def test_an_optional_stage_that_fails_ends_the_run_after_the_others(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def last(context: Any) -> dict[str, Any]:
+        seen.append((sorted(context.before), dict(context.failed)))
+        return fake_stages.third(context)
+
+    broken = recipe.model_copy(update={"prune": Prune(method="broken")})
+    monkeypatch.setattr(fake_stages, "SECOND", dataclasses.replace(fake_stages.SECOND, optional=True))
+    monkeypatch.setattr(fake_stages, "THIRD", dataclasses.replace(fake_stages.THIRD, work=last))
+    with pytest.raises(InputError, match="this method is broken"):
+        run(broken, tmp_path / "out")
+    assert seen == [(["first"], {"second": "this method is broken"})]
+    assert (tmp_path / "out" / "report.json").is_file() and not (tmp_path / "out" / "model").exists()
+    with pytest.raises(InputError, match="this method is broken"):
+        resume(tmp_path / "out")
+    assert len(seen) == 1, "it fails as before, and the report says so already"
+    mended = dataclasses.replace(fake_stages.SECOND, work=lambda context: {}, publishes=())
+    monkeypatch.setattr(fake_stages, "SECOND", mended)
+    resume(tmp_path / "out")
+    assert seen[1:] == [(["first", "second"], {})], "a report without a stage is not that of the whole run"
+
+
+def test_what_the_dense_model_tells_is_asked_before_any_work(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def suits(recipe: Recipe, dense: Any) -> None:
+        raise InputError(f"{dense} is too small")
+
+    monkeypatch.setattr(engine._Run, "_dense", lambda self: "the model")
+    monkeypatch.setattr(fake_stages, "THIRD", dataclasses.replace(fake_stages.THIRD, suits=suits))
+    with pytest.raises(InputError, match="the model is too small"):
+        run(recipe, tmp_path / "out")
+    assert not fake_stages.CALLS and not (tmp_path / "out").exists()

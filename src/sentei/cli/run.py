@@ -35,7 +35,7 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
     """Runs, and prints the figures and where everything is.
 
     Raises:
-        QualityError: the tuning diverged; the run is complete, with the best state before that.
+        QualityError: the tuning diverged, or made the model worse and the recipe says `strict`; the run is complete.
     """
     from sentei.errors import QualityError
     from sentei.report.formats import read_report
@@ -46,9 +46,12 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
         print_json(report)
     else:
         show_report(out, report)
-    tuned = report.get("recovery", {}).get("tune", {})
-    if tuned.get("stopped") == "diverged":
-        raise QualityError(tuned["note"])
+    recovery = report.get("recovery")
+    if recovery and recovery["tune"]["stopped"] == "diverged":
+        raise QualityError(recovery["tune"]["note"])
+    if recovery and recovery["yardstick"]["kept"] == "pruned" and report["recipe"]["recover"]["strict"]:
+        why = recovery["yardstick"]["reason"]
+        raise QualityError(f"recovery made the model worse ({why}); the cut one is kept; recover.strict refuses it")
 
 
 def show_report(out: Path, report: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from sentei.recover.select.damage import score
 from sentei.recover.select.selection import Selection
 
 ROWS = 256
-FEW = 5  # rows below which no interval is given: drawing again from so few says too little
+FEW = 5  # rows below which nothing is said about what came back: so few may be anything
 
 
 def compare(
@@ -119,14 +119,20 @@ def came_back(
                 "pool_rows": len(members),
                 "selected": sum(table[at]["decision"] == "selected" for at in members),
                 "share": sum(cost[at] for at in members) / max(1, sum(cost)),
-                **_change([(table[at]["jsd"], again[at]) for at in members if at in again]),
+                **change([(table[at]["jsd"], again[at]) for at in members if at in again]),
             }
         )
     capabilities.sort(key=lambda c: -(c["before"]["value"] or 0.0))
-    return {"capabilities": capabilities, "overall": _change([(table[at]["jsd"], again[at]) for at in chosen])}
+    return {"capabilities": capabilities, "overall": change([(table[at]["jsd"], again[at]) for at in chosen])}
 
 
-def _change(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def change(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What became of the damage of samples, `(before, after)` of each, in nats per token.
+
+    Returns:
+        `{"rows", "before", "after", "came_back", "interval"}`, see `came_back`; of less than `FEW` samples nothing is
+        said to have come back or not.
+    """
     before, after = [a for a, _ in pairs], [b for _, b in pairs]
     first = sum(before)
     enough = len(pairs) >= FEW
@@ -135,7 +141,7 @@ def _change(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "rows": len(pairs),
         "before": _mean(before),
         "after": _mean(after),
-        "came_back": 1 - sum(after) / first if first and math.isfinite(sum(after)) else None,
+        "came_back": 1 - sum(after) / first if enough and first and math.isfinite(sum(after)) else None,
         "interval": _finite((1 - high, 1 - low)),
     }
 

@@ -55,7 +55,9 @@ def summary(report: Mapping[str, Any]) -> str:
         change = f" ({mean.outcome} points{_sure(mean.outcome)})" if mean.outcome else ""
         text += f"Mean accuracy over {mean.samples}: {' → '.join(map(mean.show, mean.values))}{change}. "
     speeds = [f"{f.name} {f.outcome}" for f in figures.values() if f.group == "speed" and f.outcome]
-    return text + (f"Speed on this machine: {', '.join(speeds)}." if speeds else "")
+    text += f"Speed on this machine: {', '.join(speeds)}. " if speeds else ""
+    failed = [f"The stage {name} failed: {why}." for name, why in report.get("failed", {}).items()]
+    return (text + " ".join(failed)).strip()
 
 
 def _sure(change: Change) -> str:

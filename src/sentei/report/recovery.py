@@ -29,7 +29,8 @@ def collect(recover: Recover, select: Path, tune: Path, compare: Path, seconds: 
 
     Returns:
         `{"pool", "strategy", "budget", "filters"}` of the selection, `"tune"`: the record of `tune`, `"overall"`,
-        `"capabilities"` and `"notes"` of `sentei.recover.capabilities.compare`, and `"cost"`: `{"seconds": {"select",
+        `"capabilities"` and `"notes"` of `sentei.recover.capabilities.compare`, `"yardstick"` of
+        `sentei.recover.yardstick.judge`, and `"cost"`: `{"seconds": {"select",
         "tune"}, "trained_tokens", "scored_tokens" (each read by both models), "watt_hours", "money", "currency"}`; the
         estimates are there where watts and a price are given.
     """
@@ -57,11 +58,13 @@ def collect(recover: Recover, select: Path, tune: Path, compare: Path, seconds: 
 
 
 def in_words(recovery: Mapping[str, Any]) -> str:
-    """What recovery gave, in a sentence."""
-    overall, tune = recovery["overall"], recovery["tune"]
+    """What recovery gave, in a sentence or two."""
+    overall, tune, verdict = recovery["overall"], recovery["tune"], recovery["yardstick"]
     trained = f"Recovery trained {scaled(tune['trainable_params'])} parameters on {scaled(tune['tokens'])} tokens"
-    if overall["came_back"] is None:
-        return f"{trained}."
+    if not is_kept(recovery):
+        return f"{trained} and made it worse: {verdict['reason']}. The model that was cut is kept."
+    if overall["came_back"] is None or overall["rows"] < verdict["enough"]:
+        return f"{trained}; {verdict['reason']}."
     back, between = overall["came_back"], overall["interval"]
     if back >= 0:
         return f"{trained}; {_percent(back)}{_between(between)} of the distance to the dense model came back."
@@ -69,10 +72,21 @@ def in_words(recovery: Mapping[str, Any]) -> str:
     return f"{trained}; the distance to the dense model grew by {_percent(-back)}{more}."
 
 
+def is_kept(recovery: Mapping[str, Any]) -> bool:
+    """Whether the recovered model is the one that the run ends with; see `sentei.recover.yardstick`."""
+    return bool(recovery["yardstick"]["kept"] == "recovered")
+
+
 def tile(recovery: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The tile of the header, where there is something to say."""
-    back = recovery["overall"]["came_back"]
-    return [] if back is None else [(_percent(back), "of the distance to the dense model came back")]
+    if not is_kept(recovery):
+        return [("not kept", "what recovery made: the model that was cut is nearer to the dense one")]
+    back, rows = recovery["overall"]["came_back"], recovery["overall"]["rows"]
+    if back is None or rows < recovery["yardstick"]["enough"]:
+        return []
+    if back < 0:
+        return [(f"+{_percent(-back)}", "distance to the dense model on held-out rows")]
+    return [(_percent(back), "of the distance to the dense model came back")]
 
 
 def section(recovery: Mapping[str, Any]) -> str:
@@ -88,14 +102,26 @@ def section(recovery: Mapping[str, Any]) -> str:
     )
     hint = (
         f'{escape(chosen)}: <a href="selection.html">what was chosen, and why</a>. {escape(trained)}'
-        f"{escape(_sentence(tune['recommendation']))} {escape(_sentence(tune['note']))}"
+        f"{escape(_sentence(tune['recommendation'])) if is_kept(recovery) else ''} {escape(_sentence(tune['note']))}"
     )
+    verdict = f'<p class="hint">{escape(_judged(recovery))}</p>'
     notes = "".join(f'<p class="hint">{escape(_sentence(note))}</p>' for note in recovery["notes"])
     return (
-        f'<section><h2>What came back</h2><p class="hint">{hint.strip()}</p>'
+        f'<section><h2>What came back</h2><p class="hint">{hint.strip()}</p>{verdict}'
         f"<h3>Loss on held-out rows of the selection, nats per token, over training tokens</h3>{_curve(tune)}"
         f"<h3>Damage by capability</h3>{_capabilities(recovery)}{notes}"
         f"<h3>What it cost</h3><dl>{_cost(recovery['cost'])}</dl></section>"
+    )
+
+
+def _judged(recovery: Mapping[str, Any]) -> str:
+    """Which model the run ends with, and by what."""
+    verdict = recovery["yardstick"]
+    kept = "The recovered model" if is_kept(recovery) else "The model that was cut, not the recovered one,"
+    rows, windows = verdict["rows"]["rows"], verdict["text"]["rows"]
+    return (
+        f"{kept} is kept: {verdict['reason']}. That was measured on {rows:,} held-out rows of the pool and {windows:,} "
+        f"windows of other text; less than {verdict['enough']} of one decide nothing."
     )
 
 

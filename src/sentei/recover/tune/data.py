@@ -27,6 +27,7 @@ from sentei.recover.tune.loss import response_loss
 
 Source = Selection | Pool | TaskFile
 HELDOUT = 64  # rows, or a tenth of the data where that is less
+LEAST = 8  # of them, where that is at most a quarter
 
 
 @dataclass
@@ -112,7 +113,7 @@ def read_data(
     if len(usable) < 2:
         raise InputError(f"{len(usable)} rows of {source} have a response to learn from, at least 2 are needed")
     order = np.random.default_rng(seed).permutation(usable).tolist()
-    aside = max(1, min(HELDOUT, len(usable) // 10))
+    aside = max(1, min(HELDOUT, max(len(usable) // 10, min(LEAST, len(usable) // 4))))
     found = TrainingData(samples, sorted(order[aside:]), sorted(order[:aside]))
     if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
         scoring = data.about["scoring"]

@@ -12,6 +12,7 @@ from sentei.files import write_json
 from sentei.outputs import atomic_dir
 from sentei.recover.tune.train import History
 
+FEW = 5  # held-out rows below which nothing is said about a gain
 GOOD_ENOUGH = 0.95  # share of the whole gain at which the curve recommends to stop
 
 
@@ -56,21 +57,37 @@ class Tuned:
         return Path(directory)
 
 
-def recommend(history: History) -> str:
-    """When to stop, from the recovery curve: where nearly all of the gain was reached, and what the end still gave."""
+def recommend(history: History, rows: int) -> str:
+    """When to stop, from the recovery curve: where nearly all of the gain was reached, and what the end still gave.
+
+    Args:
+        history: of the training.
+        rows: held out, on which the curve rests.
+    """
     curve = history.curve
     first, best = curve[0]["heldout"], history.best["heldout"]
     gain = first - best
+    few = f"{rows} held-out {'row is' if rows == 1 else 'rows are'} too few to say what training gave: give more data"
     if gain <= 0:
-        return f"training did not lower the held-out loss of {first:.3f}; the model is as it was"
+        why = few if rows < FEW else f"training did not lower the held-out loss of {first:.3f}"
+        return f"{why}; the model is as it was"
+    if rows < FEW:
+        return few
     enough = next(point for point in curve if first - point["heldout"] >= GOOD_ENOUGH * gain)
     text = (
         f"the held-out loss fell from {first:.3f} to {best:.3f}; {GOOD_ENOUGH:.0%} of that was reached after "
         f"{enough['tokens']:,.0f} tokens"
     )
     if history.stopped == "finished" and enough is curve[-1] and len(curve) > 2:
-        text += ", the last ones: more tokens would still help"
+        text += ", the last ones"
+        if not _forgets(curve[0], history.best):
+            text += ": more tokens would still help"
     return text + _forgotten(curve[0], history.best)
+
+
+def _forgets(first: dict[str, float], kept: dict[str, float]) -> bool:
+    """Whether text of another kind was watched and is worse than before."""
+    return kept.get("other_perplexity", 0.0) > first.get("other_perplexity", 0.0)
 
 
 def _forgotten(first: dict[str, float], kept: dict[str, float]) -> str:

@@ -163,8 +163,7 @@ def tune(
         with short_attention(plain):
             history = trainer.run()
     adapted.eval()
-    advice = recommend(history)
-    progress.say(f"  {history.stopped}: {advice}")
+    advice = recommend(history, len(found.heldout))
     record = {
         "schema_version": 1,
         "model": model.name,
