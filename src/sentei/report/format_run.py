@@ -105,11 +105,22 @@ class Amount(Exact):
     tokens: Count
 
 
+class Yardstick(Exact):
+    """Which model is kept."""
+
+    kept: Literal["recovered", "pruned"]
+    reason: str
+    enough: Count
+    rows: Damages
+    text: Damages
+
+
 class Capabilities(Exact):
     """capabilities.json."""
 
     capabilities: list[Capability]
     overall: Damages
+    yardstick: Yardstick
     notes: list[str]
 
 
@@ -227,6 +238,7 @@ class RunReport(Exact):
     sentei: str
     model: str
     budget: Words
+    failed: NotRequired[dict[str, str]]
     method: Method
     models: Annotated[dict[str, Any], Field(min_length=2, max_length=3)]
     figures: list[FigureRow]
