@@ -110,6 +110,29 @@ def test_recipes_are_checked_before_anything_runs(sentei: Callable[..., Result],
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_does_not_decide_that_code_runs(
+    sentei: Callable[..., Result], stories_dir: Path, text: Path, tmp_path: Path
+) -> None:
+    recipe, run = tmp_path / "r.yaml", tmp_path / "run"
+    recipe.write_text(f"model: {stories_dir}\nbudget: {{sparsity: 0.2}}\ndata: {text}\ntrust_remote_code: true\n")
+    refused(sentei("run", recipe, "--out", run), "r.yaml: trust_remote_code: true", "add --trust-remote-code")
+    (run / "stages").mkdir(parents=True)
+    (run / "recipe.yaml").write_text(recipe.read_text())
+    refused(sentei("resume", run), "recipe.yaml: trust_remote_code: true", "add --trust-remote-code")
+    recipe.write_text(recipe.read_text() + "recover: {pool: none.jsonl}\n")
+    trusted = sentei("run", recipe, "--out", tmp_path / "other", "--trust-remote-code")
+    refused(trusted, "none.jsonl does not exist")
+
+    task, ran = tmp_path / "task.yaml", tmp_path / "ran"
+    (tmp_path / "judge.py").write_text(f"open({str(ran)!r}, 'w').close()\ndef score(prediction, row): return 1.0\n")
+    (tmp_path / "rows.jsonl").write_text('{"q": "a", "a": " b"}\n' * 8)
+    words = 'input: "{q}"\ntarget: "{a}"\n'
+    task.write_text(f"name: t\ndata: rows.jsonl\nmetric: python:judge.py:score\n{words}")
+    for verb in ("fit", "frontier"):
+        refused(sentei(verb, stories_dir, "--task", task, "--out", tmp_path / verb), "the metric python:", "judge.py")
+        assert not ran.exists() and not (tmp_path / verb).exists()
+
+
 def test_an_unknown_method_in_a_recipe_stops_before_measuring(
     sentei: Callable[..., Result], text: Path, tmp_path: Path
 ) -> None:

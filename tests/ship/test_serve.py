@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -31,11 +34,19 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ask(endpoint: Endpoint) -> Any:
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": "abab"}], "max_tokens": 4}
-    request = urllib.request.Request(
-        f"{endpoint.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {endpoint.key}"}
+    request = urllib.request.Request(f"{endpoint.url}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
+
+
+def status_of(url: str, key: str | None, **headers: str) -> int:
+    headers |= {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 @pytest.mark.engine
@@ -52,12 +63,19 @@ def test_the_command_serves_until_it_is_told_to_end(cut: Path, sent: signal.Sign
             curl = process.stdout.readline()
             url = first.split(" at ")[1].split("/v1")[0]
             assert curl.startswith(f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{")
-            endpoint = Endpoint("llama.cpp", url, "tiny-cut")
+            key = shlex.split(curl)[-1].removeprefix("Authorization: Bearer ")
+            assert len(key) >= 32 and shlex.split(curl)[-2] == "-H"
+            endpoint = Endpoint("llama.cpp", url, "tiny-cut", key)
+            for path, mine, status in (("/v1/models", False, 401), ("/slots", True, 404), ("/v1/models", True, 200)):
+                assert status_of(f"{url}{path}", key if mine else None) == status, path
+            assert status_of(f"{url}/v1/models", key, Origin="https://evil.example") == 403
+            assert status_of(f"{url}/v1/models", key, Host="evil.example") == 403
             answer = ask(endpoint)
             assert answer["usage"]["completion_tokens"] == 4 and answer["model"] == "tiny-cut"
             assert answer["choices"][0]["message"]["role"] == "assistant"
             process.send_signal(sent)
-            _, err = process.communicate(timeout=60)
+            rest, err = process.communicate(timeout=60)
+            assert key not in rest and key not in err, "printed once"
         finally:
             process.kill()
     assert process.returncode == 0 and err.endswith("stopped\n") and "Traceback" not in err
@@ -116,3 +134,66 @@ def _failing(tmp_path: Path) -> Path:
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('no such thing')")
     return package.parent
+
+
+def test_without_a_key_only_on_this_machine(cut: Path) -> None:
+    with pytest.raises(InputError, match=r"whoever reaches 0\.0\.0\.0 could use the model"):  # noqa: SIM117
+        with serve(cut, host="0.0.0.0", port=0, api_key=""):
+            pass
+    with pytest.raises(InputError, match="printable ASCII"), serve(cut, port=0, api_key="two words\n"):
+        pass
+
+
+def test_the_hint_survives_a_shell() -> None:
+    name = 'it\'s $(touch x) `y` "z"'
+    parts = shlex.split(Endpoint("llama.cpp", "http://127.0.0.1:1", name, "a'b").curl())
+    assert json.loads(parts[5])["model"] == name and parts[-1] == "Authorization: Bearer a'b"
+    hint = Endpoint("llama.cpp", "http://127.0.0.1:1", name, "secret").curl("$KEY")
+    assert hint.endswith(' -H "Authorization: Bearer $KEY"') and "secret" not in hint
+    assert "Authorization" not in Endpoint("llama.cpp", "http://127.0.0.1:1", name).curl()
+
+
+STARTS = """
+import subprocess, sys, time
+command = [sys.executable, "-m", "sentei.ship.watched", "child:serve", "one", "two"]
+process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_ends_with_who_started_it(tmp_path: Path, sent: signal.Signals) -> None:
+    said = tmp_path / "said"
+    (tmp_path / "child.py").write_text(
+        f"import sys, time\ndef serve():\n    open({str(said)!r}, 'w').write(' '.join(sys.argv))\n    time.sleep(600)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    with subprocess.Popen([sys.executable, "-c", STARTS], stdout=subprocess.PIPE, text=True, env=env) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        _until(lambda: said.exists() and said.read_text() != "")
+        assert said.read_text() == "child one two" and _alive(child)
+        parent.send_signal(sent)
+        parent.wait(30)
+    _until(lambda: not _alive(child))
+
+
+def _until(true: Any) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not Path("/proc/self").exists()

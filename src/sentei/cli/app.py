@@ -131,7 +131,9 @@ DtypeOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto (a CUDA GPU if there is one), cpu, cuda, cuda:N or mps.", metavar="DEVICE")
 ]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model, recipe or task file.")
+]
 
 app = typer.Typer(
     cls=InOrder,
@@ -186,6 +188,21 @@ def hold(
 
     (check or check_output)(out, inputs=inputs, overwrite=overwrite)
     _HELD.get().enter_context(claimed(out))
+
+
+def refuse_code(trusted: bool, wanted: bool, what: str) -> None:
+    """A file of somebody else does not decide that code of somebody else runs: the command line does.
+
+    Args:
+        trusted: whether `--trust-remote-code` was given.
+        wanted: whether the file asks for code to be run.
+        what: how it does.
+
+    Raises:
+        InputError: it asks, and was not trusted.
+    """
+    if wanted and not trusted:
+        raise InputError(f"{what}, with all that you may do here; read that code, then add --trust-remote-code")
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -19,9 +19,11 @@ from sentei.cli.app import (
     Trust,
     hold,
     print_json,
+    refuse_code,
 )
 
 if TYPE_CHECKING:
+    from sentei.data.task_file import TaskFile
     from sentei.fit.setup import Settings
 
 TaskOption = Annotated[
@@ -44,6 +46,13 @@ def read_settings(objective: str, target_engine: str, kinds: str, length: int, h
 
     budget, phase = search_budget(objective, target_engine)
     return Settings(budget, search_kinds(kinds, budget), length, heal, phase)
+
+
+def refuse_metric(trusted: bool, path: Path, task: TaskFile) -> None:
+    """A task file names a Python function as its metric: see `refuse_code`."""
+    from sentei.data.task_file import PYTHON
+
+    refuse_code(trusted, task.metric.startswith(PYTHON), f"{path}: the metric {task.metric} runs that function's file")
 
 
 def fit_command(
@@ -78,6 +87,7 @@ def fit_command(
     from sentei.report.fit import render, summary
 
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
+    refuse_metric(trust_remote_code, task, wanted)
     hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
     loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     try:

@@ -19,7 +19,7 @@ from sentei.cli.app import (
     hold,
     print_json,
 )
-from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption, read_settings
+from sentei.cli.fit import EngineOption, Heal, Kinds, Objective, RowLength, TaskOption, read_settings, refuse_metric
 
 
 def frontier_command(
@@ -51,6 +51,7 @@ def frontier_command(
     from sentei.report.frontier import render, summary
 
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
+    refuse_metric(trust_remote_code, task, wanted)
     hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
     loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     report = frontier(

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Format, FormatOption, Out, print_json, print_table
+from sentei.cli.app import Format, FormatOption, Out, Trust, print_json, print_table, refuse_code
+
+REMOTE_CODE = "trust_remote_code: true runs code that comes with the model"
 
 
 def run_command(
@@ -20,6 +22,7 @@ def run_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Use a run directory again; what did not change is kept.")
     ] = False,
+    trust_remote_code: Trust = False,
     format: FormatOption = Format.text,
 ) -> None:
     """Run a recipe: measure, plan, cut, prove, report. Killed at any moment, `sentei resume` goes on."""
@@ -28,6 +31,7 @@ def run_command(
     from sentei.run import run
 
     wanted = Recipe.load(recipe, set_ or [])
+    refuse_code(trust_remote_code, wanted.trust_remote_code, f"{recipe}: {REMOTE_CODE}")
     show(out, lambda: run(wanted, out, overwrite=overwrite, progress=TerminalProgress()), format)
 
 

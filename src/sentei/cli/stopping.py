@@ -41,7 +41,8 @@ def how_to_go_on(verb: str | None, given: Mapping[str, Any]) -> str:
     """
     place = shlex.quote(str(given.get("run_directory") or given.get("out")))
     if verb in ("run", "resume"):
-        return f"`sentei resume {place}` goes on where it was"
+        trusted = " --trust-remote-code" if given.get("trust_remote_code") else ""
+        return f"`sentei resume {place}{trusted}` goes on where it was"
     if verb in ("fit", "frontier"):
         return f"the same command goes on where it was, without --overwrite; what is done is in {place}"
     if verb in ("tune", "select"):

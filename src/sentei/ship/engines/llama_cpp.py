@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class LlamaCppSession:
         self.dtype = max(kinds, key=lambda name: kinds[name])
         self._word = _plain_word(tokens, types)
         self._path, self._context = path, min(trained, _CONTEXT)
+        self._key = secrets.token_urlsafe(24)  # others on this machine have no business here
         self._asked: Any = None
         self._timed: Any = None
 
@@ -116,6 +118,7 @@ class LlamaCppSession:
         params.n_parallel = 1
         params.verbosity = -1
         params.warmup = False
+        params.api_keys, params.endpoint_slots, params.ui = [self._key], False, False
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _threads()
         for name, value in settings.items():
             setattr(params, name, value)
@@ -143,7 +146,8 @@ class LlamaCppSession:
     def _post(self, server: Any, path: str, body: dict[str, Any]) -> Any:
         connection = http.client.HTTPConnection(server.listening_address.removeprefix("http://"))
         try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+            connection.request("POST", path, json.dumps(body), headers)
             answer = connection.getresponse()
             text = answer.read()
         finally:
