@@ -83,4 +83,4 @@ def stories(stories_dir: Path) -> Iterator[Loaded]:
     loaded = load(stories_dir, dtype="float32", device="cpu")
     before = loaded.digest
     yield loaded
-    assert digest(loaded.model) == before, "a test changed the shared model"
+    assert digest(loaded.model, loaded.tokenizer) == before, "a test changed the shared model"

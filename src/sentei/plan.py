@@ -181,7 +181,7 @@ class Plan(BaseModel):
     """What to keep of a model, why, and what it is predicted to cost. Readable, diffable, editable by hand.
 
     Attributes:
-        model: hash of the dense weights that this plan is for.
+        model: identity of the dense model that this plan is for; see `sentei.models.identity`.
         profile: hash of the profile that it was made from.
         protect: what was not to be thinned.
         weigh: how the losses of different parts were compared.

@@ -97,8 +97,9 @@ def test_as_loaded(saved):
     model = tiny_model("llama")
     loaded = as_loaded(model, name="mine")
     assert (loaded.model, loaded.name, loaded.digest) == (model, "mine", digest(model))
-    again = as_loaded(loaded, tokenizer="t")
-    assert isinstance(again, Loaded) and (again.name, again.tokenizer) == ("mine", "t")
+    tokenizer = tiny_tokenizer()
+    again = as_loaded(loaded, tokenizer=tokenizer)
+    assert isinstance(again, Loaded) and (again.name, again.tokenizer) == ("mine", tokenizer)
     assert as_loaded(load(saved).model).name == "model"
 
 

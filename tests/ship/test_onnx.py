@@ -91,7 +91,7 @@ def test_int8_is_smaller_and_says_what_it_is(written: Path, tmp_path: Path, capf
     dense = as_loaded(tiny_model("llama", num_hidden_layers=1, intermediate_size=512))
     before = dense.digest
     assert ROUTE.write(dense, tmp_path, Options("INT8"))["dtype"] == "INT8"
-    assert digest(dense.model) == before and capfd.readouterr().out == ""
+    assert digest(dense.model, dense.tokenizer) == before and capfd.readouterr().out == ""
     session = ENGINE.open(tmp_path)
     assert session.dtype == "INT8"
     wanted = reference(dense, [i % 128 for i in IDS])

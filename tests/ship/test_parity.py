@@ -139,7 +139,7 @@ def test_rounded_weights_get_the_tolerance_of_their_dtype(tmp_path):
 def test_bad_input_is_one_clear_line(model, made, tmp_path):
     for make, words in (
         (lambda: parity(model, tmp_path / "nowhere", texts=TEXTS), "does not exist; make it with sentei export"),
-        (lambda: parity(loaded(tiny_model("llama")), made, texts=TEXTS), "was made from other weights"),
+        (lambda: parity(loaded(tiny_model("llama")), made, texts=TEXTS), "made from another model .other weights"),
         (lambda: parity(model, made, engine="mlx", texts=TEXTS), "unknown engine for this export 'mlx'; known: tra"),
         (lambda: export(model, "ggufs", tmp_path / "y"), "did you mean 'gguf'"),
         (lambda: export(model, "hf", tmp_path / "y", dtype="F8"), "unknown dtype for hf 'F8'"),

@@ -81,7 +81,7 @@ def encode(rows: Sequence[PoolRow], tokenizer: Any, *, length: int) -> list[Samp
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 of what turns a conversation into token ids: vocabulary and chat template."""
+    """What selections of sentei 0.1 name a tokenizer by: sha256 of its vocabulary and chat template."""
     return hash_json([tokenizer.get_vocab(), tokenizer.chat_template])
 
 

@@ -19,6 +19,7 @@ from sentei.fit.healing import HEAL, healed
 from sentei.marks import write_mark
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
+from sentei.models.identity import check_same
 from sentei.models.load import Loaded
 from sentei.outputs import atomic_dir, check_output, probe, refuse_place
 from sentei.plan import BlockShape, Budget, Plan
@@ -288,4 +289,6 @@ def _profile(loaded: Loaded, windows: Windows, out: Path, progress: Progress) ->
     if not (path / "profile.json").exists():
         settings = {"tokens": windows.ids.numel(), "gradient_tokens": GRADIENT_TOKENS}
         measure(loaded, windows, progress=progress, **settings).save(path)
-    return Profile.load(path)  # as stored, with rounded weights: a resumed run must see the same menus
+    profile = Profile.load(path)  # as stored, with rounded weights: a resumed run must see the same menus
+    check_same(loaded, profile.model_digest, profile.shape, str(path))
+    return profile

@@ -73,7 +73,7 @@ class Profile:
 
     Attributes:
         shape: sizes of the model.
-        model_digest: hash of its weights.
+        model_digest: its identity; see `sentei.models.identity`.
         data_digest: hash of the calibration tokens.
         tokens: how many tokens were read; `window` how many at a time.
         gradient_tokens: how many of them the gradient pass read; 0 without it.

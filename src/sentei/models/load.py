@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from sentei.families import FAMILIES, family_of
 from sentei.families.features import check_features
 from sentei.files import read_json
 from sentei.machine import resolve_device, resolve_dtype
+from sentei.models.identity import digest, stored_digest, with_tokenizer
 from sentei.models.source import check_no_adapter, find
-from sentei.models.weights import check_depth, digest, dtype_of, read_weights, stored_tensors, weight_files
+from sentei.models.weights import check_depth, dtype_of, read_weights, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,13 +45,15 @@ class Loaded:
         model: in eval mode, on its device.
         tokenizer: None where the source has none.
         name: what to call it in reports.
-        digest: of the weights; see `digest`.
+        digest: its identity; see `sentei.models.identity`.
+        revision: the commit on the Hub that it is from; empty for other sources.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     name: str
     digest: str
+    revision: str = ""
 
 
 def load(
@@ -96,15 +99,19 @@ def load(
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
     model.config.sentei_dtype = stored  # what `save` stores
     tokenizer = _load_tokenizer(found.directory, model.config, trust_remote_code)
-    return Loaded(model, tokenizer, found.name, digest(model))
+    return Loaded(model, tokenizer, found.name, stored_digest(found.directory, model.config, tokenizer), found.revision)
 
 
 def as_loaded(model: PreTrainedModel | Loaded, tokenizer: Any = None, name: str | None = None) -> Loaded:
     """An in-memory model as `load` would give it; a `Loaded` is passed on, with what is given here replaced."""
     if isinstance(model, Loaded):
-        return Loaded(model.model, tokenizer or model.tokenizer, name or model.name, model.digest)
+        found = replace(model, name=name or model.name)
+        if tokenizer is not None and tokenizer is not model.tokenizer:
+            found = replace(found, tokenizer=tokenizer, digest=with_tokenizer(model.digest, tokenizer))
+        return found
     check_features(family_of(model.config), model.config)
-    return Loaded(model, tokenizer, name or Path(model.name_or_path).name or "in-memory model", digest(model))
+    name = name or Path(model.name_or_path).name or "in-memory model"
+    return Loaded(model, tokenizer, name, digest(model, tokenizer))
 
 
 def context_length(model: Any) -> int:

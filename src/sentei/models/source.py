@@ -47,11 +47,15 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: a directory in transformers' layout, a name to show, and whose weights they are."""
+    """Where a model is: a directory in transformers' layout, a name to show, and whose weights they are.
+
+    `revision` is the commit of a model from the Hub.
+    """
 
     directory: Path
     name: str
     origin: str
+    revision: str = ""
 
 
 def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
@@ -76,7 +80,8 @@ def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
         raise InputError(f"{path} is a file; give {_FORMS}")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise InputError(f"{path} does not exist; give {_FORMS}")
-    return Source(_from_hub(text, trust_remote_code), text, text)
+    directory = _from_hub(text, trust_remote_code)
+    return Source(directory, text, text, directory.name)  # a snapshot is named after its commit
 
 
 def check_no_adapter(directory: Path) -> None:

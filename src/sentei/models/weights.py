@@ -1,9 +1,8 @@
-"""Safetensors files into a model, every tensor checked; and the hash of a model's weights."""
+"""Safetensors files into a model, every tensor checked."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
     """
     found: dict[str, Stored] = {}
     for file in files:
-        with _opened(file) as handle:
+        with opened(file) as handle:
             for stored in handle.keys():  # noqa: SIM118 (no mapping)
                 name = _unwrapped(stored)
                 if name.endswith("rotary_emb.inv_freq"):  # old checkpoints hold this buffer; it is computed
@@ -119,7 +118,7 @@ def dtype_of(files: list[Path]) -> str:
     """The name of the first floating-point dtype in safetensors files, for a config that declares none."""
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     for file in files:
-        with _opened(file) as handle:
+        with opened(file) as handle:
             for name in handle.keys():  # noqa: SIM118 (no mapping)
                 if (found := names.get(handle.get_slice(name).get_dtype())) is not None:
                     return found
@@ -127,7 +126,8 @@ def dtype_of(files: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file; what is wrong with it is an InputError."""
     try:
         with safe_open(file, framework="pt") as handle:
             yield handle
@@ -157,7 +157,7 @@ def read_weights(
     found: dict[str, Tensor] = {}
     files = list(dict.fromkeys(place.file for place in stored.values()))
     for file in files:
-        with _opened(file) as handle:
+        with opened(file) as handle:
             for known, place in stored.items():
                 if place.file == file:
                     name = known if known in expected else f"model.{known}"
@@ -209,12 +209,3 @@ def _check_finite(tensor: Tensor, where: str) -> None:
     if bad:
         values = f"{bad} NaN or Inf of {tensor.numel()} values (as {tensor.dtype})"
         raise InputError(f"{where} has {values}; the weights are broken")
-
-
-def digest(model: nn.Module) -> str:
-    """sha256 over names, shapes and bf16 bytes of all parameters: the same for a model loaded in fp32 and in bf16."""
-    total = hashlib.sha256()
-    for name, value in sorted(model.named_parameters()):
-        total.update(f"{name}{list(value.shape)}".encode())
-        total.update(value.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
-    return total.hexdigest()

@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 
 from sentei.algebra.lowrank import factors, pivot
 from sentei.data.windows import Windows, as_windows
-from sentei.errors import InputError, SenteiError
+from sentei.errors import SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.families.modeling_sentei import LowRankLinear
 from sentei.families.surgery import fill, kept, skeleton
 from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
+from sentei.models.identity import check_same
 from sentei.models.load import as_loaded
 from sentei.plan import BlockPlan, Plan
 from sentei.progress import Progress, shown
@@ -57,11 +58,7 @@ def cut(
     """
     loaded = as_loaded(model, tokenizer)
     dense, family = loaded.model, family_of(loaded.model.config)
-    if plan.model != loaded.digest:
-        raise InputError(
-            f"the plan is for another model (weights {plan.model[:12]}…, this model has {loaded.digest[:12]}…); "
-            "measure and plan this model"
-        )
+    check_same(loaded, plan.model, plan.dense, "the plan")
     pruned = skeleton(dense, plan.shape())
     compensation = COMPENSATIONS[plan.compensation]
     windows = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sentei.errors import InputError, unknown
+from sentei.models.identity import difference
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.engines import ENGINES, Engine, LogProbs, Session, Timing
@@ -172,10 +173,10 @@ def parity(
     loaded = (
         as_loaded(model) if not isinstance(model, (str, Path)) else load(model, dtype=facts["loaded"], device="cpu")
     )
-    if loaded.digest != facts["digest"]:
+    if different := difference(loaded, facts["digest"]):
         raise InputError(
-            f"{export} was made from other weights ({facts['digest'][:12]}…, {loaded.name} has {loaded.digest[:12]}…); "
-            "name the model that it was exported from, or export again"
+            f"{export} was made from another model (other {different} than {loaded.name}); name the model that it was "
+            "exported from, or export again"
         )
     if texts is None:
         from sentei.data.demo import demo_texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sentei.errors import InputError
+from sentei.models.identity import same_weights
 from sentei.models.load import Loaded
 
 
@@ -27,7 +28,7 @@ def same_tokens(dense: Loaded, pruned: Loaded) -> None:
 
 def doubts(dense: Loaded, pruned: Loaded) -> list[str]:
     """What speaks against one model being a pruning of the other. It is allowed, and said."""
-    if dense.digest == pruned.digest:
+    if same_weights(dense.digest, pruned.digest):
         return [f"{pruned.name} has the weights of {dense.name}: there is no damage to find"]
     before, after = dense.model.config.get_text_config(), pruned.model.config.get_text_config()
     kinds = [str(config.model_type).removeprefix("sentei_") for config in (before, after)]

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentei.data.chat import encode, tokenizer_digest
+from sentei.data.chat import encode
 from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.errors import InputError, unknown
 from sentei.files import hash_json, write_json, write_text
+from sentei.models.identity import hash_tokenizer
 from sentei.models.load import Loaded, context_length
 from sentei.outputs import atomic_dir, check_output, work_dir
 from sentei.progress import Progress, shown
@@ -100,7 +101,7 @@ def select(
         "dense": dense.digest,
         "pruned": pruned.digest,
         "dtypes": [str(loaded.model.dtype) for loaded in (dense, pruned)],
-        "tokenizer": tokenizer_digest(dense.tokenizer),
+        "tokenizer": hash_tokenizer(dense.tokenizer),
         "pool": hash_json([row.raw for row in pool.rows]),
         "length": length,
         "top": top,

@@ -18,6 +18,7 @@ from sentei.data.splits import split
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import TaskRow, read_rows
 from sentei.errors import InputError
+from sentei.models.identity import difference, hash_tokenizer
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.recover.select.damage import score
@@ -117,10 +118,10 @@ def read_data(
     found = TrainingData(samples, sorted(order[aside:]), sorted(order[:aside]))
     if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
         scoring = data.about["scoring"]
-        if teacher is not None and teacher.digest != scoring["dense"]:
+        if teacher is not None and difference(teacher, scoring["dense"]):
             progress.say(f"  {teacher.name} is not the dense model of the selection: its own predictions are made")
             return found
-        if scoring["tokenizer"] != tokenizer_digest(tokenizer):
+        if scoring["tokenizer"] not in (hash_tokenizer(tokenizer), tokenizer_digest(tokenizer)):
             raise InputError(
                 f"{data.directory} was scored with another tokenizer or chat template than that of the model, so its "
                 "teacher says nothing here; use --loss sft, or select again with this model"
