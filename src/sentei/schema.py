@@ -7,6 +7,7 @@ machine can hold is a typing error, and is refused as one.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ def parse(kind: type[T], value: Any, where: str, mend: str = "") -> T:
     Raises:
         InputError: the value is not of that type.
     """
+    _refuse_infinite(value, where)
     try:
         checked: T = _adapter(kind).validate_python(value)
         return value if is_typeddict(kind) or get_origin(kind) is not None else checked
@@ -125,6 +127,18 @@ def load_yaml(text: str) -> Any:
         # PyYAML's own: 2024-13-45 as a date, numbers of thousands of digits, `!!bool maybe`
         raise JSONError(f"a value is not what it looks like ({one_line(error)}); quote it if it is text") from error
     return value
+
+
+def _refuse_infinite(value: Any, where: str) -> None:
+    """NaN and infinities, which Python reads from JSON and YAML, and which no file of ours holds."""
+    left: list[tuple[str, Any]] = [("", value)]
+    while left:
+        key, item = left.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise InputError(f"{where}: {key.lstrip('.') or '(top level)'}: expected a finite number, got {item}")
+        if isinstance(item, dict | list | tuple):
+            pairs = item.items() if isinstance(item, dict) else enumerate(item)
+            left += [(f"{key}.{name}", inner) for name, inner in pairs]
 
 
 def _message(kind: Any, error: Mapping[str, Any]) -> str:

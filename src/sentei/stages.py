@@ -160,7 +160,8 @@ def _report(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
     from sentei.plan import Plan
     from sentei.report.build import build
-    from sentei.report.format_run import Evidence, Exported
+    from sentei.report.format_evidence import Evidence
+    from sentei.report.format_run import Exported
     from sentei.report.html import render
     from sentei.report.recovery import collect
     from sentei.schema import read

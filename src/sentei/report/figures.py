@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from sentei.prove.intervals import mean_of
@@ -84,9 +84,15 @@ class Figure:
     def from_json(cls, row: Mapping[str, Any]) -> Figure:
         """From report.json."""
         pairs = {
-            key: [Change(**change) if change else None for change in row.get(key, [])] for key in ("changes", "steps")
+            key: [Change(**_known(Change, change)) if change else None for change in row.get(key, [])]
+            for key in ("changes", "steps")
         }
-        return cls(**{**row, **pairs})
+        return cls(**{**_known(cls, row), **pairs})
+
+
+def _known(kind: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a row is a field; a report of a later version may hold more."""
+    return {key.name: row[key.name] for key in fields(kind) if key.name in row}
 
 
 def scaled(value: float, steps: Sequence[str] = ("", "k", "M", "G", "T")) -> str:

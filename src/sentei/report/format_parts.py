@@ -11,7 +11,7 @@ from sentei.schema import EXACT, Count, Number
 
 Maybe = Number | None
 Sizes = Annotated[list[Count], Field(min_length=2, max_length=2)]
-Ends = Annotated[list[Maybe], Field(max_length=2)]  # of an interval; one that has no end is None
+Ends = Annotated[list[Maybe], Field(min_length=2, max_length=2)]  # of an interval; one that has no end is None
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -215,6 +215,18 @@ class Proven(Exact):
     speed: bool
 
 
+class Machine(Exact):
+    """Where it was measured."""
+
+    name: str
+    device: str
+    bf16: str
+    threads: Count
+    python: str
+    torch: str
+    transformers: str
+
+
 class Protocol(Exact):
     """How it was measured."""
 
@@ -222,7 +234,7 @@ class Protocol(Exact):
     prove: Proven
     dtype: str
     seed: Count
-    machine: dict[str, Any]
+    machine: Machine
     hashes: dict[str, str]
 
 
@@ -250,51 +262,6 @@ class RunReport(Exact):
     recipe: dict[str, Any]
     recovery: NotRequired[Recovery]
     exports: NotRequired[list[Exported]]
-
-
-class Cell(Exact):
-    """A figure of one model on one text or task."""
-
-    value: NotRequired[Maybe]
-    acc: NotRequired[Maybe]
-    n: NotRequired[Count]
-    tokens: NotRequired[Count]
-    interval: NotRequired[Interval | None]
-
-
-class Against(Exact):
-    """A figure of one model against another's."""
-
-    ratio: NotRequired[Maybe]
-    difference: NotRequired[Maybe]
-    interval: NotRequired[Interval | None]
-
-
-class Evaluated(Exact):
-    """What `evaluate` says of one model."""
-
-    params: Count
-    block_params: Count
-    perplexity: NotRequired[dict[str, Cell] | None]
-    tasks: NotRequired[dict[str, Cell] | None]
-    speed: NotRequired[dict[str, Maybe | Interval] | None]
-    memory: NotRequired[dict[str, Any] | None]
-
-
-class Comparison(Exact):
-    """What it says of one model against another."""
-
-    perplexity: NotRequired[dict[str, Against] | None]
-    tasks: NotRequired[dict[str, Against] | None]
-    speed: NotRequired[dict[str, Against | None] | None]
-
-
-class Evidence(Exact):
-    """evidence.json."""
-
-    models: Annotated[list[Evaluated], Field(min_length=1)]
-    comparisons: NotRequired[list[Comparison]]
-    steps: NotRequired[list[Comparison]]
 
 
 def unfit(report: Mapping[str, Any]) -> str:

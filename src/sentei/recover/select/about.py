@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from typing_extensions import NotRequired, TypedDict  # pydantic wants this one before Python 3.12
 
 from sentei.data.rows import read_jsonl
@@ -60,7 +60,9 @@ class Clusters(Exact):
 
 
 class Choice(Exact):
-    """What a person chose."""
+    """What a person chose: arguments of `select.choose`, so that no other key may be there."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
 
     seed: Seed
     temperature: NotRequired[Number]
