@@ -125,3 +125,10 @@ def test_parts_may_be_empty(key: str) -> None:
 
 def test_all_rows_in_one_place() -> None:
     Page(render(example(map=[[1.0, 1.0, 0, 1, "a"], [1.0, 1.0, 0, 0, "b"]])))
+
+
+def test_a_cluster_is_shown_with_its_most_typical_row() -> None:
+    selection = example()
+    selection["clusters"][0]["typical"] = "How do I <sort> a list?"
+    html = render(selection)
+    assert html.count('<small class="typical" dir="auto">“How do I &lt;sort&gt; a list?”</small>') == 2

@@ -62,6 +62,9 @@ def compare(
         samples = encode([pool.rows[at] for at in chosen], one.tokenizer, length=length)
         after = score(one.model, other.model, samples, work / "after", top=0, progress=progress).jsd.tolist()
     found = came_back(table, names, chosen, after, in_tokens=selection.about["budget"]["unit"] == "tokens")
+    if typical := selection.about["clusters"].get("typical"):
+        for capability in found["capabilities"]:
+            capability["typical"] = typical[capability["cluster"]]
     notes = []
     if len(chosen) < FEW * len(names):
         left = f"{len(chosen):,} rows of the pool were" if len(chosen) != 1 else "1 row of the pool was"

@@ -8,7 +8,7 @@ from typing import Any
 
 from sentei.progress import duration
 from sentei.report import picture
-from sentei.report.page import page, scrolled
+from sentei.report.page import drawn, page, scrolled
 from sentei.report.removed import blocks, table
 from sentei.report.search import divided, search
 from sentei.report.task import SIZES, listed, protocol, size
@@ -92,7 +92,7 @@ def _searched(report: Mapping[str, Any]) -> str:
     )
     return (
         f'<section><h2>The search</h2><p class="hint">{escape(hint)} {in_place}</p>'
-        f'<div class="legend">{legend}</div>{search(report)}{listed}</section>'
+        f'<div class="legend">{legend}</div>{drawn(search(report))}{listed}</section>'
     )
 
 

@@ -66,6 +66,7 @@ class Capability(Damages):
     """Of one capability."""
 
     name: str
+    typical: NotRequired[str]
     pool_rows: Count
     selected: Count
     share: Number

@@ -9,7 +9,7 @@ from typing import Any
 
 from sentei.report import picture
 from sentei.report.curve import LATENCY, at, axes, curve, show
-from sentei.report.page import page, scrolled
+from sentei.report.page import drawn, page, scrolled
 from sentei.report.task import listed, protocol
 from sentei.report.training import commands, guessing, healing
 from sentei.report.words import between, count, known, metric_name, number, percent, relative, signed
@@ -122,7 +122,7 @@ def _picture(report: Mapping[str, Any]) -> str:
     cards = "".join(_card(report, point, hidden=point["number"] != chosen) for point in report["points"])
     return (
         f'<section id="frontier"><h2>The curve</h2><p class="hint">{escape(hint)}</p>'
-        f'<fieldset class="axes"><legend>x axis</legend>{choices}</fieldset>{curve(report, chosen)}'
+        f'<fieldset class="axes"><legend>x axis</legend>{choices}</fieldset>{drawn(curve(report, chosen))}'
         f'<div class="cards" aria-live="polite">{cards}</div></section>'
     )
 
@@ -138,7 +138,7 @@ def _card(report: Mapping[str, Any], point: Mapping[str, Any], *, hidden: bool) 
         change = signed(relative(at(point, axis), at(dense, axis))) if point["number"] else ""
         facts[label] = show(axis, at(point, axis)) + (f" ({change})" if change else "")
     title = f"{percent(point['removed'])} of the block params removed" if point["number"] else "The dense model"
-    strip = picture.strip(point["blocks"]) if point.get("blocks") else ""
+    strip = drawn(picture.strip(point["blocks"])) if point.get("blocks") else ""
     apply = ""
     if point["number"]:
         apply = f'<p class="apply"><code>{escape(command(report, point))}</code></p>'

@@ -25,6 +25,11 @@ def page(title: str, body: str, *sheets: str, script: str = "") -> str:
     )
 
 
+def drawn(svg: str) -> str:
+    """A picture that scrolls where the page is too narrow for its labels."""
+    return f'<div class="scroll picture">{svg}</div>'
+
+
 def scrolled(head: Iterable[str], body: str) -> str:
     """A table that scrolls where it is wider than the page; `body` is its rows, as HTML."""
     top = "".join(f"<th>{cell}</th>" for cell in head)

@@ -8,7 +8,7 @@ from typing import Any
 
 from sentei.plan import ATTENTION_MATRICES, MATRICES
 
-WIDTH, LEFT, TOP, BAR = 1000.0, 92.0, 14.0, 96.0  # of the picture; room for labels; height of one row of bars
+WIDTH, LEFT, TOP, BAR = 1000.0, 106.0, 14.0, 96.0  # of the picture; room for labels; height of one row of bars
 GAP = 34.0  # between two rows
 
 

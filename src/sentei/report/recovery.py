@@ -13,7 +13,7 @@ from sentei.recover.select.about import read_about, read_manifest
 from sentei.report import picture
 from sentei.report.figures import scaled
 from sentei.report.format_run import Capabilities, Tune
-from sentei.report.page import scrolled
+from sentei.report.page import drawn, scrolled
 from sentei.schema import read
 
 
@@ -127,7 +127,7 @@ def _judged(recovery: Mapping[str, Any]) -> str:
 
 def _curve(tune: Mapping[str, Any]) -> str:
     points = [(point["tokens"], point["heldout"]) for point in tune["curve"]]
-    return picture.curve(points, min(range(len(points)), key=lambda n: points[n][1]))
+    return drawn(picture.curve(points, min(range(len(points)), key=lambda n: points[n][1])))
 
 
 def _capabilities(recovery: Mapping[str, Any]) -> str:
@@ -138,7 +138,7 @@ def _capabilities(recovery: Mapping[str, Any]) -> str:
     for c in rows:
         share = f"{100 * c['share']:.1f} %{picture.share(c['share'] / largest, 'share')}"
         body += (
-            f'<tr class="capability"><td>{escape(c["name"])}</td>{_damages(c, worst)}'
+            f'<tr class="capability"><td>{escape(c["name"])}{_typical(c)}</td>{_damages(c, worst)}'
             f"<td>{share}</td><td>{c['selected']:,} of {c['pool_rows']:,}</td><td>{c['rows']:,}</td></tr>"
         )
     total = f"<td></td><td>{recovery['budget']['selected']:,} of {recovery['pool']['rows']:,}</td>"
@@ -151,6 +151,11 @@ def _capabilities(recovery: Mapping[str, Any]) -> str:
         "interval. This is nearness to the dense model, not quality: training on the text of the answers may leave the "
         f"dense model behind.</p>{scrolled(heads, body)}"
     )
+
+
+def _typical(capability: Mapping[str, Any]) -> str:
+    """Its most typical question, for words alone do not say what a capability is."""
+    return f"<small>“{escape(capability['typical'])}”</small>" if capability.get("typical") else ""
 
 
 def _damages(cell: Mapping[str, Any], worst: float) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from sentei.report import picture
-from sentei.report.page import scrolled
+from sentei.report.page import drawn, scrolled
 from sentei.report.picture import short
 
 
@@ -21,7 +21,8 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> str:
     head = ["block", "KV groups", "query heads", "FFN channels", *(["ranks"] if low_rank else [])]
     cells = [_cells(row, low_rank) for row in rows]
     return (
-        f'<div class="legend">{legend}</div>{picture.blocks(rows)}<details><summary>Every block in a table</summary>'
+        f'<div class="legend">{legend}</div>{drawn(picture.blocks(rows))}'
+        "<details><summary>Every block in a table</summary>"
         f"{table([*head, 'params kept', 'in/out cosine', 'why'], cells, notes=True)}</details>"
     )
 

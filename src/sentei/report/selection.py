@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import colorsys
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sentei.report.page import page, scrolled
+from sentei.report.page import drawn, page, scrolled
 from sentei.report.picture import share
 
 LONGEST = 700  # characters of a text that are shown
@@ -21,8 +22,8 @@ def render(selection: Mapping[str, Any]) -> str:
         selection: `{"title", "pool": {"source", "format", "rows"}, "models": {"dense", "pruned"}, "strategy",
             "budget": {"asked", "unit", "selected", "tokens"}, "clusters": [{"id", "name", "rows", "rejected", "damage"
             (mean JSD in nats, or None), "share" (of the budget, 0 to 1), "selected", "examples": [{"id", "prompt",
-            "response", "jsd" (or None), "decision", "reason"}]}], "map": [[x, y, cluster, selected, text]],
-            "rejections": [{"reason", "count", "example"}], "notes": [text]}`.
+            "response", "jsd" (or None), "decision", "reason"}], "typical" (a row, may be missing)}],
+            "map": [[x, y, cluster, selected, text]], "rejections": [{"reason", "count", "example"}], "notes": [text]}`.
     """
     clusters = sorted(selection["clusters"], key=lambda c: (c["damage"] is None, -(c["damage"] or 0.0), c["id"]))
     body = (
@@ -47,9 +48,26 @@ def _damage(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def _typical(cluster: Mapping[str, Any]) -> str:
+    """Its most typical row, for words alone do not say what a cluster is."""
+    text = cluster.get("typical")
+    return f'<small class="typical" dir="auto">“{_text(text, 120)}”</small>' if text else ""
+
+
 def _colour(cluster: int) -> str:
-    """The golden angle keeps neighbours in the list apart."""
-    return f"hsl({cluster * 137.508 % 360:.0f} 62% {(46, 58, 38)[cluster % 3]}%)"
+    """The golden angle keeps neighbours in the list apart; a luminance that stands out (3 : 1) on light and on dark."""
+    hue, wanted = cluster * 137.508 % 360, (0.16, 0.22, 0.28)[cluster % 3]
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        lightness = (low + high) / 2
+        red, green, blue = (_linear(part) for part in colorsys.hls_to_rgb(hue / 360, lightness, 0.62))
+        low, high = (lightness, high) if 0.2126 * red + 0.7152 * green + 0.0722 * blue < wanted else (low, lightness)
+    return f"hsl({hue:.0f} 62% {100 * high:.0f}%)"
+
+
+def _linear(part: float) -> float:
+    """Of a channel of sRGB, 0 to 1."""
+    return part / 12.92 if part <= 0.04045 else float(((part + 0.055) / 1.055) ** 2.4)
 
 
 def _header(selection: Mapping[str, Any]) -> str:
@@ -81,7 +99,7 @@ def _table(clusters: Sequence[Mapping[str, Any]]) -> str:
         damage = _damage(c["damage"]) + (share(c["damage"] / worst, "damage") if c["damage"] is not None else "")
         dot = f'<span class="dot" style="background:{_colour(c["id"])}"></span>'
         body += (
-            f"<tr><td>{dot}{_text(c['name'])}</td><td>{damage}</td><td>{100 * c['share']:.1f} %"
+            f"<tr><td>{dot}{_text(c['name'])}{_typical(c)}</td><td>{damage}</td><td>{100 * c['share']:.1f} %"
             f"{share(c['share'] / largest, 'share')}</td><td>{100 * c['rows'] / total:.1f} %</td>"
             f"<td>{c['rows']:,}</td><td>{c['rejected']:,}</td><td>{c['selected']:,}</td></tr>"
         )
@@ -119,8 +137,8 @@ def _map(points: Sequence[Sequence[Any]], clusters: Sequence[Mapping[str, Any]])
     return (
         f'<section><h2>The map</h2><p class="hint">{len(points):,} rows of the pool, near ones alike, coloured by '
         "cluster; outlined ones were selected. Point at one to read it. Distances between far groups mean little.</p>"
-        f'<svg class="map" viewBox="0 0 {_SIDE} {_SIDE}" role="img" aria-label="Map of the pool">{dots}{labels}</svg>'
-        "</section>"
+        + drawn(f'<svg class="map" viewBox="0 0 {_SIDE} {_SIDE}" role="img" aria-label="The pool">{dots}{labels}</svg>')
+        + "</section>"
     )
 
 
@@ -130,8 +148,8 @@ def _cards(clusters: Sequence[Mapping[str, Any]]) -> str:
         facts = f"{c['selected']:,} of {c['rows']:,} rows selected, damage {_damage(c['damage'])}"
         examples = "".join(_example(example) for example in c["examples"])
         cards += (
-            f'<details class="cluster"><summary><b>{_text(c["name"])}</b><small>{facts}</small></summary>{examples}'
-            "</details>"
+            f'<details class="cluster"><summary><b>{_text(c["name"])}</b><small>{facts}</small>{_typical(c)}</summary>'
+            f"{examples}</details>"
         )
     return (
         '<section><h2>What is in the clusters</h2><p class="hint">Open one to read some of its rows, what was decided '

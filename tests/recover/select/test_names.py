@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from sentei.recover.select.names import keywords
+import numpy as np
+
+from sentei.recover.select.names import keywords, typical
 
 COOKING = ["Write a recipe for soup", "Suggest recipes with rice", "Write the recipe of a soup", "Cook a soup of rice"]
 CODE = ["Write a Python function", "Write a function that sorts", "Debug this Python code", "Write Python code"]
@@ -31,3 +33,13 @@ def test_other_scripts_and_very_long_words() -> None:
     names = keywords([["写一首诗 关于 大海", "大海 的 故事"], ["x" * 5000, "напиши стихи", "стихи о море"]])
     assert "大海" in names[0] and "стихи" in names[1]
     assert max(map(len, names)) < 120
+
+
+def test_the_typical_row_is_the_one_in_the_middle() -> None:
+    vectors = np.array([[1, 0], [0.8, 0.6], [0.6, 0.8], [0, 1], [0, -1]], np.float32)
+    texts = ["far", "\n middle one \nsecond line", "near", "other " * 40, "alone"]
+    labels = np.array([0, 0, 0, 1, 2])
+    vectors[2] = [0.8, -0.6]
+    found = typical(texts, vectors, labels, 3)
+    assert found[0] == "far" and found[2] == "alone"
+    assert found[1].endswith(" …") and len(found[1]) <= 102

@@ -354,3 +354,11 @@ def test_the_installed_embedder_finds_the_topics(
     make(dense, pruned, tmp_path / "out", rows, budget=4)
     clusters = [row["cluster"] for row in lines(tmp_path / "out" / "manifest.jsonl")]
     assert len(set(clusters[::2])) == len(set(clusters[1::2])) == 1 and clusters[0] != clusters[1]
+
+
+def test_the_page_says_in_words_why_there_are_so_many_clusters(dense, pruned, tmp_path):
+    made = make(dense, pruned, tmp_path / "sel")
+    notes = (tmp_path / "sel" / "selection.html").read_text().split("<h2>Notes</h2>")[1]
+    assert "2 clusters: as asked for" in notes and "{" not in notes
+    prompts = {row.prompt for row in made.scored().pool.rows}
+    assert len(made.about["clusters"]["typical"]) == 2 and set(made.about["clusters"]["typical"]) <= prompts

@@ -56,6 +56,7 @@ class Clusters(Exact):
     """Names of the clusters, and why so many."""
 
     names: list[str]
+    typical: NotRequired[list[str]]
     rule: dict[str, Any]
 
 
@@ -112,6 +113,9 @@ def read_about(directory: Path) -> dict[str, Any]:
             "select again with this version of sentei"
         )
     about: dict[str, Any] = dict(parse(About, value, str(path), "select again"))
+    clusters = about["clusters"]
+    if len(clusters.get("typical", clusters["names"])) != len(clusters["names"]):
+        raise InputError(f"{path}: clusters: expected one typical row for each name; select again")
     if wrong := [row for row in about["chosen"] if row >= about["pool"]["rows"]]:
         raise InputError(f"{path}: chosen: row {wrong[0]} of a pool of {about['pool']['rows']:,}; select again")
     return about

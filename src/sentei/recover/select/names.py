@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 WORDS = 4  # in a name
+TYPICAL = 100  # characters of a typical row
 _LONGEST = 24  # characters of a word; scripts without spaces make words of whole sentences
 
 
@@ -36,6 +39,26 @@ def keywords(texts_by_cluster: Sequence[Sequence[str]]) -> list[str]:
             counts[k] = np.asarray(vectoriser.transform(texts).sum(axis=0)).ravel()
     scores = counts / np.maximum(sizes, 1)[:, None] * np.log1p(sizes.mean() / counts.sum(axis=0))
     return [_name(words, row) for row in scores]
+
+
+def typical(
+    texts: Sequence[str], vectors: NDArray[np.float32], labels: NDArray[np.integer[Any]], clusters: int
+) -> list[str]:
+    """The most typical row of each cluster: that nearest to the mean of its embeddings; its first line, cut.
+
+    Args:
+        texts: of the rows, N.
+        vectors: their embeddings, unit rows [N, d].
+        labels: their clusters [N].
+        clusters: how many there are; none is empty.
+    """
+    found = []
+    for k in range(clusters):
+        members = np.flatnonzero(labels == k)
+        near = vectors[members] @ vectors[members].mean(axis=0)
+        first = next(iter(texts[int(members[int(near.argmax())])].strip().splitlines()), "")
+        found.append(first if len(first) <= TYPICAL else f"{first[:TYPICAL].rstrip()} …")
+    return found
 
 
 def _name(words: np.ndarray, scores: np.ndarray) -> str:

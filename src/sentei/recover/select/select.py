@@ -23,7 +23,7 @@ from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, Scores, score
 from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
 from sentei.recover.select.filters.contradiction import rivals
-from sentei.recover.select.names import keywords
+from sentei.recover.select.names import keywords, typical
 from sentei.recover.select.pair import doubts, same_tokens
 from sentei.recover.select.picking import Amount, pick
 from sentei.recover.select.selection import Scored, Selection, write_rows, write_scored
@@ -137,6 +137,7 @@ def select(
                 "notes": notes,
                 "clusters": {
                     "names": keywords(_texts(pool.rows, found)),
+                    "typical": typical([row.prompt for row in pool.rows], vectors, found.labels, found.clusters),
                     "rule": found.rule,
                 },
             },

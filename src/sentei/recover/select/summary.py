@@ -53,6 +53,7 @@ def summarise(
 ) -> dict[str, Any]:
     """What `sentei.report.selection.render` draws."""
     names = scored.about["clusters"]["names"]
+    typical = scored.about["clusters"].get("typical") or [""] * len(names)  # selections of before have none
     damage = candidates.damage()
     taken = np.bincount(scored.labels[picked.rows], minlength=candidates.count)
     unit = about["budget"]["unit"]
@@ -66,6 +67,7 @@ def summarise(
             {
                 "id": k,
                 "name": names[k],
+                "typical": typical[k],
                 "rows": len(members),
                 "rejected": int((~candidates.allowed[members]).sum()),
                 "damage": float(damage[k]) if allowed.any() else None,
@@ -91,9 +93,21 @@ def summarise(
         "notes": [
             *scored.about["notes"],
             f"filters: {', '.join(scored.about['filters']) or 'none'}",
-            f"number of clusters: {scored.about['clusters']['rule']}",
+            _rule(scored.about["clusters"]["rule"]),
         ],
     }
+
+
+def _rule(rule: dict[str, Any]) -> str:
+    """Why there are so many clusters, in words."""
+    number, gap = f"{rule.get('clusters', 0)} clusters", (rule.get("largest_gap") or {}).get("ratio", 0.0)
+    between = f"gap between the eigenvalues of the similarity graph (×{gap:.2f})"
+    why = {
+        "asked for": "as asked for",
+        "gap": f"the largest {between} is there",
+        "cube root of the rows": f"about the cube root of the rows, for the largest {between} is not clear (×2)",
+    }
+    return f"{number}: {why.get(rule.get('reason', ''), 'by an unknown rule')}"
 
 
 def _ranks(picked: Picked, candidates: Candidates) -> tuple[dict[int, tuple[int, int]], dict[int, int]]:
