@@ -1,6 +1,6 @@
 """Each preset beside the public code that it names, on the same model, text and windows.
 
-    python benchmarks/presets.py          # resumable
+    python benchmarks/presets.py          # resumable; the profile is kept in --profile, where one is named
 
 Calibration: the first 32 windows of 512 tokens of `wikitext2_tok.valid` (all of them for the gradients, too), perplexity on
 the first 48 windows of 512 of `wikitext2_tok.test`; rows joined without anything between them, as the public code was run.
@@ -10,12 +10,16 @@ this model (grouped-query attention) is in its row's name.
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 from common import Rows, lm, model
+from torch import Tensor
 
 from sentei.data.text import read_texts, token_windows
-from sentei.measure import measure
+from sentei.measure import Profile, measure
+from sentei.models.load import Loaded
 from sentei.plan import Budget
 from sentei.prove.perplexity import perplexity
 from sentei.prune.cut import cut
@@ -38,6 +42,9 @@ SPARSITIES = (0.2, 0.3)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", type=Path, help="kept here, and read if it is there")
+    options = parser.parse_args()
     loaded, rows = model(), Rows("presets")
     texts = {
         name: token_windows(
@@ -52,8 +59,7 @@ def main() -> None:
             if rows.has(method=method, sparsity=sparsity):
                 continue
             if profile is None:
-                tokens = texts["valid"].numel()
-                profile = measure(loaded, texts["valid"], tokens=tokens, window=512, gradient_tokens=tokens)
+                profile = _profile(loaded, texts["valid"], options.profile)
             decided = plan(profile, Budget(sparsity=sparsity), method)
 
             def work() -> dict[str, Any]:
@@ -63,6 +69,15 @@ def main() -> None:
                 return found | settings | {"removed": decided.predicted["removed"]}  # noqa: B023
 
             rows.run(work, method=method, sparsity=sparsity)
+
+
+def _profile(loaded: Loaded, text: Tensor, path: Path | None) -> Profile:
+    if path is not None and path.exists():
+        return Profile.load(path)
+    made = measure(loaded, text, tokens=text.numel(), window=512, gradient_tokens=text.numel())
+    if path is not None:
+        made.save(path)
+    return made
 
 
 if __name__ == "__main__":

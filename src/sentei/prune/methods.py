@@ -110,6 +110,7 @@ METHODS: dict[str, Method] = {
             "bias",
             "fluctuation score, standardised and global, bias for what went",
             "arXiv 2312.11983",
+            protect="attention:grouped",
             weigh="standardise",
         ),
         Method(
