@@ -212,3 +212,36 @@ def test_low_rank_models_say_what_to_measure_instead(ids):
     small = cut(tiny_model("llama"), plan(measure(tiny_model("llama"), ids), Budget(sparsity=0.3), "low-rank"), ids)
     with pytest.raises(InputError, match="low-rank matrices already; measure the model that it was made from"):
         measure(small, ids)
+
+
+def test_the_bias_is_the_dense_mean_of_what_went(ids):
+    """FLAP's, in every block: removed columns times the mean of their dense inputs, whatever was cut before."""
+    model = tiny_model("llama-tied")
+    decided = plan(measure(model, ids), Budget(sparsity=0.2), "flap", protect="none")
+    small = cut(model, decided, ids)
+    family = family_of(model.config)
+    seen = {}
+    handles = [
+        linear.register_forward_pre_hook(lambda _m, x, key=(i, name): seen.__setitem__(key, x[0].flatten(0, 1).mean(0)))
+        for i, block in enumerate(family.blocks(model))
+        for name, linear in (("ffn", block.mlp.down_proj), ("attention", block.self_attn.o_proj))
+    ]
+    with torch.no_grad():
+        model(ids)
+    for handle in handles:
+        handle.remove()
+    checked = 0
+    for i, (kept, block) in enumerate(zip(decided.blocks, family.blocks(small), strict=True)):
+        if 0 < len(kept.ffn) < 40:
+            gone = [j for j in range(40) if j not in kept.ffn]
+            weight = family.blocks(model)[i].mlp.down_proj.weight[:, gone]
+            torch.testing.assert_close(block.mlp.down_proj.bias, weight @ seen[i, "ffn"][gone], rtol=1e-4, atol=1e-5)
+            checked += 1
+        if kept.kv_groups and (len(kept.kv_groups), kept.heads_per_group) != (3, 2):
+            stay = {g * 2 + h for g, heads in zip(kept.kv_groups, kept.query_heads, strict=True) for h in heads}
+            gone = [j for j in range(48) if j // 8 not in stay]
+            weight = family.blocks(model)[i].self_attn.o_proj.weight[:, gone]
+            wanted = weight @ seen[i, "attention"][gone]
+            torch.testing.assert_close(block.self_attn.o_proj.bias, wanted, rtol=1e-4, atol=1e-5)
+            checked += 1
+    assert checked >= 4, checked

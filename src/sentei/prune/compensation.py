@@ -40,6 +40,8 @@ class Compensation:
 
 
 NONE = Compensation("none", False, False, 0.0, "what stays is left as it is")
+# Of dense inputs, as in the paper. Fitted for what already cut blocks feed the part, the mean is that of the first
+# position's outputs, which are hundreds of times larger than others': perplexity ×1.61 instead of ×1.49 (FLAP, 20 %).
 BIAS = Compensation("bias", False, True, 0.0, "a bias replaces the mean of what went (FLAP, arXiv 2312.11983)")
 LEAST_SQUARES = Compensation(
     "least-squares",

@@ -22,7 +22,7 @@ from sentei.errors import SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.families.modeling_sentei import LowRankLinear
-from sentei.families.surgery import fill, kept, skeleton
+from sentei.families.surgery import fill, head_rows, kept, skeleton
 from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
 from sentei.models.identity import check_same
 from sentei.models.load import as_loaded
@@ -128,13 +128,22 @@ class _Part:
 
     def __init__(self, family: Family, dense: nn.Module, pruned: nn.Module, plan: Plan, index: int, part: str) -> None:
         self.family, self.part, self.head_dim = family, part, plan.dense.head_dim
+        self.heads_per_group = plan.dense.blocks[index].heads_per_group
         self.block: BlockPlan = plan.blocks[index]
         self.old_block, self.new_block = family.blocks(dense)[index], family.blocks(pruned)[index]
         self.dense_part = family.part(self.old_block, part)
         self.old, self.new = _runner(family, dense, index, part), _runner(family, pruned, index, part)
         self.old_linears = part_linears(family, self.old_block, part)
         self.new_linears = part_linears(family, self.new_block, part)
+        self.columns = self._columns(output_of=part)
         self.ranks = {name: rank for name, rank in self.block.ranks.items() if name in MATRICES_OF[part]}
+
+    def _columns(self, output_of: str) -> Tensor:
+        """Inputs of the part's output matrix that stay."""
+        device = next(self.old_block.parameters()).device
+        if output_of == "ffn":
+            return torch.tensor(self.block.ffn, device=device)
+        return head_rows(self.block, self.heads_per_group, self.head_dim, device)[0]
 
     @property
     def is_cut(self) -> bool:
@@ -162,11 +171,14 @@ class _Part:
         )
         for where in streams.windows.batches():
             before = streams.dense[where]
-            wanted = self.old(before)
+            with tap(output=self.old_linears[output]) as dense_seen:
+                wanted = self.old(before)
             with tap(output=linear) as seen:
                 self.new(streams.cut[where])
             x = seen["output"]
             inputs[where] = x.view(inputs[where].shape)
+            if not compensation.weights:  # the mean of what goes, in the dense model: see `BIAS`
+                x = dense_seen["output"].index_select(1, self.columns)
             target = wanted.float() + compensation.residual * (before.float() - streams.cut[where].float())
             if linear.bias is not None:
                 target = target - linear.bias.float()
