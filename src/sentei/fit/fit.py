@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sentei
 from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError, unknown
 from sentei.files import write_json
@@ -24,6 +23,7 @@ from sentei.fit.cuts import Candidate, Cutter, climbed
 from sentei.fit.healing import confirmed_dense, finite, made
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.fit.workers import coding_for, evaluator
+from sentei.models.identity import made_with
 from sentei.models.load import Loaded
 from sentei.models.save import save
 from sentei.plan import Plan
@@ -268,7 +268,7 @@ def _report(
     dense = setup.profile.shape
     return {
         "schema_version": 1,
-        "sentei": sentei.__version__,
+        **made_with(setup.loaded),
         "kind": "fit",
         "model": setup.loaded.name,
         "task": about(setup),

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sentei
 from sentei.data.task_file import TaskFile
 from sentei.errors import InfeasibleError, InputError
 from sentei.files import write_json
 from sentei.fit.cuts import Cutter
 from sentei.fit.healing import figures_of, made, trained_dense
 from sentei.fit.setup import Settings, Setup, about, set_up
+from sentei.models.identity import made_with
 from sentei.models.load import Loaded
 from sentei.plan import Plan
 from sentei.progress import Progress, shown
@@ -62,7 +62,7 @@ def frontier(
     known, trained = _known(path) if path.exists() else ({}, None)
     report: dict[str, Any] = {
         "schema_version": 1,
-        "sentei": sentei.__version__,
+        **made_with(loaded),
         "kind": "frontier",
         "model": loaded.name,
         "task": about(setup),

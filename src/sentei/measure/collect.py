@@ -21,6 +21,7 @@ from sentei.families.base import Family
 from sentei.families.selfcheck import check_family
 from sentei.measure.profile import BlockStats, PartStats, Profile
 from sentei.measure.stream import PARTS, column_sum, embed, gram, part_linears, run_block, tap
+from sentei.models.identity import made_with
 from sentei.models.load import as_loaded
 from sentei.plan import BlockShape, ModelShape
 from sentei.progress import Progress, shown
@@ -89,7 +90,7 @@ def measure(
         window=windows.ids.shape[1],
         gradient_tokens=graded.tokens if len(picked) else 0,
         blocks=blocks,
-        info={"model": loaded.name, "data": data if isinstance(data, str) else "in memory", "dtype": str(net.dtype)},
+        info={"model": loaded.name, "data": data if isinstance(data, str) else "in memory", **made_with(loaded)},
     )
 
 

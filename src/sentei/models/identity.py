@@ -110,6 +110,14 @@ def _unlike(given: Any, real: Any, place: str) -> str:
     return next((found for pair in pairs if (found := _unlike(*pair))), "")
 
 
+def made_with(loaded: Loaded) -> dict[str, str]:
+    """What results depend on beside model and data, for their records."""
+    import sentei
+
+    found = {"sentei": sentei.__version__, "dtype": str(loaded.model.dtype).removeprefix("torch.")}
+    return found | ({"revision": loaded.revision} if loaded.revision else {})
+
+
 def same_weights(one: str, other: str) -> bool:
     """Whether two identities name the same weights."""
     return one.partition(".")[0] == other.partition(".")[0]

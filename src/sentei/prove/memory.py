@@ -24,8 +24,8 @@ def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | 
     Returns:
         `weights_bytes`; `kv_cache_bytes` at `batch` and `context` (both given too); `peak_rss_bytes`, the most that the
         whole process held while the model read `batch` × `context` tokens (other loaded models count; where the system
-        cannot reset the peak, since its start); `peak_device_bytes` on a CUDA device; `disk_bytes` of all files, where
-        there is a directory.
+        cannot reset the peak, since its start); `peak_device_bytes` on a CUDA device; `disk_bytes` of the weights'
+        files, where there is a directory.
     """
     cuda = model.device.type == "cuda"
     if cuda:
@@ -44,7 +44,7 @@ def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | 
     if cuda:
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated(model.device)
     if directory is not None and Path(directory).is_dir():
-        found["disk_bytes"] = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file())
+        found["disk_bytes"] = sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
     return found
 
 

@@ -114,6 +114,7 @@ def _facts(route: Route, loaded: Loaded, path: Path, options: Options, made: dic
         "route": route.name,
         "model": loaded.name,
         "digest": loaded.digest,
+        "revision": loaded.revision,
         "loaded": kind,
         "bytes": sum(file.stat().st_size for file in files),
         "lossless": (kind, made["dtype"]) in _EXACT,

@@ -11,7 +11,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from sentei.errors import InputError, one_line, unknown
 from sentei.files import read_json
+from sentei.scratch import temporary_dir
 from sentei.ship import watched
 from sentei.ship.engines.arrays import threads
 from sentei.ship.export import export
@@ -125,10 +125,10 @@ def _usable(key: str, host: str) -> str | None:
 @contextlib.contextmanager
 def _llama_cpp(model: str | Path, name: str, dtype: str, paths: Sequence[str]) -> Iterator[Behind]:
     _needs("llama.cpp", "xllamacpp")
-    with tempfile.TemporaryDirectory(prefix="sentei-serve-") as scratch:
+    with temporary_dir("serve") as scratch:
         path = Path(model)
         if path.suffix != ".gguf":
-            path = Path(scratch) / "model.gguf"
+            path = scratch / "model.gguf"
             export(model, "gguf", path, dtype=dtype, check=False)
         elif not path.is_file():
             raise InputError(f"{path} does not exist")
@@ -157,12 +157,12 @@ def _llama_cpp(model: str | Path, name: str, dtype: str, paths: Sequence[str]) -
 @contextlib.contextmanager
 def _transformers(model: str | Path, name: str, dtype: str, paths: Sequence[str]) -> Iterator[Behind]:
     _needs("transformers serve", "fastapi", "uvicorn", "openai")
-    with tempfile.TemporaryDirectory(prefix="sentei-serve-") as scratch:
-        directory = _stock(model, Path(scratch) / name, dtype)
+    with temporary_dir("serve") as scratch:
+        directory = _stock(model, scratch / name, dtype)
         port = _free_port()
         command = [sys.executable, "-m", watched.__name__, "transformers.cli.transformers:main", "serve"]
         command += [str(directory), "--host", _LOCAL, "--port", str(port)]
-        log = Path(scratch) / "log.txt"
+        log = scratch / "log.txt"
         with open(log, "wb") as file:
             # In a session of its own, so that Ctrl-C reaches us, and we end it.
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file, start_new_session=True)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from recover.tune.adapting import IDS, impact_of, loss, pruned, train, wrapped
 from sentei.errors import InputError
+from sentei.files import read_json
 from sentei.recover.tune.adapters import ADAPTERS, Context
 from sentei.recover.tune.adapters.base import count, linears, trainable, uniform_rank
 from sentei.recover.tune.adapters.files import load_adapter, merge, save_adapter
@@ -53,6 +54,7 @@ def test_saved_adapters_load_bit_for_bit(name, dtype, tmp_path):
     train(adapted, steps=2)
     save_adapter(adapted, tmp_path / "a")
     assert not {f.suffix for f in (tmp_path / "a").iterdir()} - {".json", ".safetensors"}
+    assert read_json(tmp_path / "a" / "adapter_config.json")["base_model_name_or_path"] is None, "no path of a machine"
     loaded = load_adapter(pruned(dtype=dtype), tmp_path / "a")
     assert torch.equal(logits(loaded), logits(adapted)) and not trainable(loaded)
     more = load_adapter(pruned(dtype=dtype), tmp_path / "a", train=True)

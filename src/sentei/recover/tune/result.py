@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from sentei.files import write_json
 from sentei.outputs import atomic_dir
 from sentei.recover.tune.train import History
+from sentei.scratch import temporary_dir
 
 FEW = 5  # held-out rows below which nothing is said about a gain
 GOOD_ENOUGH = 0.95  # share of the whole gain at which the curve recommends to stop
@@ -44,15 +44,15 @@ class Tuned:
         from sentei.plan import Plan
         from sentei.recover.tune.adapters.files import merge, save_adapter
 
-        with atomic_dir(Path(directory), overwrite=overwrite) as scratch, tempfile.TemporaryDirectory() as aside:
+        with atomic_dir(Path(directory), overwrite=overwrite) as scratch, temporary_dir("adapter") as aside:
             if isinstance(self.adapted, PeftModel):
-                save_adapter(self.adapted, Path(aside) / "adapter")
+                save_adapter(self.adapted, aside / "adapter")
             self.adapted = merge(self.adapted)
             source = Path(self.adapted.name_or_path or ".")
             plan = Plan.load(source / "plan.json") if (source / "plan.json").is_file() else None
             save(self.adapted, scratch, tokenizer=self.tokenizer, plan=plan)
-            if (Path(aside) / "adapter").exists():
-                shutil.copytree(Path(aside) / "adapter", scratch / "adapter")
+            if (aside / "adapter").exists():
+                shutil.copytree(aside / "adapter", scratch / "adapter")
             write_json(scratch / "tune.json", self.record)
         return Path(directory)
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from sentei.data.pools import Pool
 from sentei.data.task_file import TaskFile
 from sentei.data.text import token_windows
 from sentei.errors import InputError, unknown
+from sentei.models.identity import made_with
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress, shown
 from sentei.prove.forward import evaluating
@@ -31,6 +31,7 @@ from sentei.recover.tune.loss import LOSSES
 from sentei.recover.tune.regrow import Regrow, check_mask
 from sentei.recover.tune.result import Tuned, recommend
 from sentei.recover.tune.train import Trainer
+from sentei.scratch import temporary_dir
 
 LENGTH = 512
 BATCH_TOKENS = 2048
@@ -167,6 +168,7 @@ def tune(
     record = {
         "schema_version": 1,
         "model": model.name,
+        **made_with(model),
         "adapter": adapter,
         "budget_params": budget,
         "trainable_params": count(trainable(adapted)),
@@ -239,5 +241,5 @@ def _kept(work: Path | None) -> Iterator[Path]:
     if work is not None:
         yield work
         return
-    with tempfile.TemporaryDirectory(prefix="sentei-tune-") as directory:
-        yield Path(directory)
+    with temporary_dir("tune") as directory:
+        yield directory

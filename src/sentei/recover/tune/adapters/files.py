@@ -58,6 +58,7 @@ def save_adapter(model: nn.Module, directory: str | Path, *, overwrite: bool = F
         raise InputError("full tuning has no adapter to save; save the model itself")
     config = copy.copy(model.peft_config[NAME])
     config.inference_mode = True
+    config.base_model_name_or_path = None  # a path of this machine; the adapter lies in the directory of its model
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
         config.save_pretrained(str(scratch))
