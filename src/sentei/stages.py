@@ -14,6 +14,8 @@ from sentei.recipe import Prune, Recipe
 from sentei.record import read_record
 from sentei.run import Context, Stage, fingerprint
 
+SAME = 0.01  # of a text, above which it is said that it was calibrated on
+
 if TYPE_CHECKING:
     from sentei.data.windows import Windows
 
@@ -96,6 +98,7 @@ def _cut(context: Context) -> dict[str, Any]:
 
 def _prove(context: Context) -> dict[str, Any]:
     from sentei.prove.evaluate import evaluate
+    from sentei.report.words import calibrated_on
 
     recipe = context.recipe
     settings = recipe.prove.model_dump(exclude={"speed"})
@@ -109,8 +112,22 @@ def _prove(context: Context) -> dict[str, Any]:
         progress=context.progress,
         **settings,
     )
+    if shares := _calibrated_on(recipe):
+        evidence["calibrated_on"] = shares
+        context.progress.say(f"  {calibrated_on(shares)}")
     write_json(context.out / "evidence.json", evidence)
     return {}
+
+
+def _calibrated_on(recipe: Recipe) -> dict[str, float]:
+    """The texts for perplexity of which calibration could read a part, and how large it is."""
+    from sentei.data.overlap import overlap
+    from sentei.data.text import read_texts
+    from sentei.prove.evaluate import read_texts_named
+
+    calibration = read_texts(recipe.data)
+    shares = {name: overlap(texts, calibration) for name, texts in map(read_texts_named, recipe.prove.texts)}
+    return {name: share for name, share in shares.items() if share >= SAME}
 
 
 def _check_evidence(recipe: Recipe) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
 from sentei.prove.evaluate import block_params, evaluate, read_tasks, read_texts_named
+from sentei.report.figures import collect
 from tiny import make_plan, random_blocks, tiny_model
 
 
@@ -137,3 +139,21 @@ def test_block_params_are_those_of_the_shape(variant: str) -> None:
     shape = family_of(model.config).shape(model.config)
     assert block_params(model) == shape.block_params()
     assert sum(p.numel() for p in model.parameters()) == shape.params()
+
+
+def test_one_shape_is_timed_once(stories: Any, pruned: Any, story: str) -> None:
+    found = evaluate([stories, pruned, pruned], with_speed=True, tokenizer=stories.tokenizer)
+    dense, cut, healed = (model["speed"] for model in found["models"])
+    assert cut == healed != dense, "pruned and recovered are one shape, and have one speed"
+
+
+def test_a_perplexity_that_guessing_would_beat_is_told(stories: Any, story: str) -> None:
+    broken = copy.deepcopy(stories.model)
+    with torch.no_grad():
+        broken.model.norm.weight.mul_(-20)
+    options: dict[str, Any] = {"texts": [("t", [story])], "window": 32, "tokenizer": stories.tokenizer}
+    assert "worse_than_guessing" not in evaluate(stories, **options)["perplexity"]["t"]
+    found = evaluate(broken, **options)
+    assert found["perplexity"]["t"]["worse_than_guessing"] == 512 < found["perplexity"]["t"]["value"]
+    (figure,) = [figure for figure in collect(found) if figure.group == "perplexity"]
+    assert figure.samples.endswith(", worse than guessing among 512 tokens")

@@ -281,3 +281,10 @@ def test_the_mean_over_tasks_has_an_interval() -> None:
     low, high = mean.intervals[0] or (0, 0)
     assert (high - low) / 2 == pytest.approx(0.1 / count**0.5), "tasks are independent"
     assert mean_accuracy([]) is None
+
+
+def test_text_that_was_calibrated_on_is_told() -> None:
+    report = made(evidence=example.evidence() | {"calibrated_on": {"demo": 1.0}})
+    words = "Calibration text is proving text too (100 % of demo): perplexity there says little of other text."
+    assert words in summary(report) and words in render(report)
+    assert "proving text too" not in summary(made())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Evidence:
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     speed: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
+    vocabulary: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The object of `sentei eval --format json`. A figure that is not finite is null, with `diverged` beside it."""
@@ -47,7 +48,7 @@ class Evidence:
             "model": self.model,
             "params": self.params,
             "block_params": self.block_params,
-            "perplexity": {name: _perplexity_json(result) for name, result in self.perplexity.items()},
+            "perplexity": {name: self._text(result) for name, result in self.perplexity.items()},
             "tasks": {
                 name: {"acc": r.acc, "acc_norm": r.acc_norm, "n": r.n, "interval": list(r.interval)} | r.answers_json()
                 for name, r in self.tasks.items()
@@ -55,6 +56,11 @@ class Evidence:
             "speed": self.speed,
             "memory": self.memory,
         }
+
+    def _text(self, result: Perplexity) -> dict[str, Any]:
+        """With the size of the vocabulary where guessing among all of it, at random, does better."""
+        cell = _perplexity_json(result)
+        return cell | ({"worse_than_guessing": self.vocabulary} if (cell["value"] or 0) > self.vocabulary else {})
 
 
 def evaluate(
@@ -83,7 +89,7 @@ def evaluate(
         windows: at most so many windows of each text, from its start.
         limit: at most so many rows of each task, from its start.
         shots: see `score_tasks`.
-        with_speed: time prefill and decoding, the models in turns.
+        with_speed: time prefill and decoding, the models in turns; those of one shape once.
         tokenizer: for models that come without one.
         dtype: of models that are loaded here; see `load`.
         device: the same.
@@ -92,7 +98,8 @@ def evaluate(
 
     Returns:
         One model: `{"schema_version", "model", "params", "block_params", "perplexity": {name: {"value", "tokens",
-        "window", "interval"}}, "tasks": {name: {"acc", "acc_norm", "n", "interval"}}, "speed", "memory"}`. A task whose
+        "window", "interval"}} (where it is above that of guessing also "worse_than_guessing": the number of tokens to
+        guess among), "tasks": {name: {"acc", "acc_norm", "n", "interval"}}, "speed", "memory"}`. A task whose
         rows all have the same answers to choose from (yes or no) has also `"majority": {"answer", "share"}`, which is
         the accuracy of always saying it, and `"said": {answer: share}`, what the model chose.
         A list: `{"schema_version", "models": [such objects], "comparisons"}`; each comparison sets a later model
@@ -118,6 +125,7 @@ def evaluate(
     for source in sources:
         model, own, name, directory = _open(source, tokenizer, options)
         evidence = Evidence(name, sum(p.numel() for p in model.parameters()), block_params(model))
+        evidence.vocabulary = model.get_output_embeddings().weight.shape[0]
         cut = {
             title: token_windows(text, _needed(own, name), window=window, windows=windows)
             for title, text in named.items()
@@ -138,8 +146,10 @@ def evaluate(
         # names may repeat, numbers do not
         opened = {str(number): _open(source, tokenizer, options)[0] for number, source in enumerate(sources)}
         prompt = min(max(1, _fitting(model, 512 + 32) - 32) for model in opened.values())
-        for evidence, rates in zip(found, speed(opened, prompt=prompt, progress=progress).values(), strict=True):
-            evidence.speed = rates
+        alike = _alike(opened)  # one shape has one speed: it is timed once
+        rates = speed({name: opened[name] for name in dict.fromkeys(alike.values())}, prompt=prompt, progress=progress)
+        for number, evidence in enumerate(found):
+            evidence.speed = rates[alike[str(number)]]
     if len(found) == 1:
         return found[0].to_json()
     result = {
@@ -217,6 +227,16 @@ def block_params(model: Any) -> int:
     """Parameters of the decoder blocks (the largest list of modules): no embeddings, head or final norm."""
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)]
     return max((sum(p.numel() for p in blocks.parameters()) for blocks in lists), default=0)
+
+
+def _alike(models: Mapping[str, Any]) -> dict[str, str]:
+    """For each model the first one that computes the same: of the same class, with matrices of the same sizes."""
+    first: dict[Any, str] = {}
+    found = {}
+    for name, model in models.items():
+        sizes = tuple((key, value.shape, value.dtype) for key, value in model.named_parameters())
+        found[name] = first.setdefault((type(model), sizes), name)
+    return found
 
 
 def _by_name(texts: Sequence[str | Path | Texts]) -> dict[str, list[str]]:

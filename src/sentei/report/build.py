@@ -71,6 +71,7 @@ def build(
         "blocks": blocks(plan, profile),
         **({"exports": list(exports)} if exports else {}),
         "predictions": [*_predictions(_dtype(profile), plan, models, figures), *_served(plan, exports)],
+        **({"calibrated_on": evidence["calibrated_on"]} if "calibrated_on" in evidence else {}),
         "protocol": _protocol(recipe, profile, plan),
         "seconds": dict(seconds),
         "recipe": recipe.model_dump(mode="json", exclude_none=True),

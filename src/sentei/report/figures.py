@@ -234,4 +234,6 @@ def _ends(cell: Mapping[str, Any]) -> tuple[float, float] | None:
 def _samples(cells: Sequence[Mapping[str, Any]]) -> str:
     first, diverged = cells[0], any(cell.get("diverged") for cell in cells)
     count = f"{first['n']:,} rows" if "n" in first else f"{first['tokens']:,} tokens" if "tokens" in first else ""
-    return count + (", diverged" if diverged else "")
+    words = [cell["worse_than_guessing"] for cell in cells if "worse_than_guessing" in cell]
+    worse = f", worse than guessing among {max(words):,} tokens" if words else ""
+    return count + (", diverged" if diverged else "") + worse

@@ -8,7 +8,7 @@ from pydantic import Field
 from typing_extensions import NotRequired
 
 from sentei.report.format_parts import Exact, Maybe
-from sentei.schema import Count, Interval
+from sentei.schema import Count, Interval, Number
 
 
 class Cell(Exact):
@@ -52,5 +52,6 @@ class Evidence(Exact):
     """evidence.json."""
 
     models: Annotated[list[Evaluated], Field(min_length=1)]
+    calibrated_on: NotRequired[dict[str, Number]]
     comparisons: NotRequired[list[Comparison]]
     steps: NotRequired[list[Comparison]]

@@ -262,6 +262,7 @@ class RunReport(Exact):
     seconds: dict[str, Number]
     recipe: dict[str, Any]
     recovery: NotRequired[Recovery]
+    calibrated_on: NotRequired[dict[str, Number]]
     exports: NotRequired[list[Exported]]
 
 

@@ -13,6 +13,7 @@ from sentei.report.figures import Change, Figure, mean_accuracy, scaled, show
 from sentei.report.page import page, scrolled
 from sentei.report.recovery import in_words, section, tile
 from sentei.report.removed import blocks, table
+from sentei.report.words import calibrated_on
 
 _GROUPS = {"size": "Size", "perplexity": "Perplexity", "tasks": "Accuracy", "speed": "Speed", "memory": "Memory"}
 # The columns of differences for two and three models: which model is set against which.
@@ -49,8 +50,12 @@ def summary(report: Mapping[str, Any]) -> str:
     if recovery := report.get("recovery"):
         text += f"{in_words(recovery)} "
     if texts := [f for f in figures.values() if f.group == "perplexity" and f.outcome]:
-        changes = "; ".join(f"{' → '.join(map(f.show, f.values))} ({f.outcome}) on {f.name}" for f in texts)
+        changes = "; ".join(
+            f"{' → '.join(map(f.show, f.values))} ({f.outcome}) on {f.name}{_guessing(f)}" for f in texts
+        )
         text += f"Perplexity went from {changes}. "
+    if shares := report.get("calibrated_on"):
+        text += f"{calibrated_on(shares)} "
     if mean := mean_accuracy(figures.values()):
         change = f" ({mean.outcome} points{_sure(mean.outcome)})" if mean.outcome else ""
         text += f"Mean accuracy over {mean.samples}: {' → '.join(map(mean.show, mean.values))}{change}. "
@@ -63,6 +68,12 @@ def summary(report: Mapping[str, Any]) -> str:
 def _sure(change: Change) -> str:
     """The interval of a change, behind it."""
     return f", 95 % interval {change.between}" if change.interval else ""
+
+
+def _guessing(figure: Figure) -> str:
+    """Said of a perplexity that guessing would beat."""
+    _, worse, words = figure.samples.partition("worse than guessing")
+    return f", {worse}{words}" if worse else ""
 
 
 def _header(report: Mapping[str, Any], figures: list[Figure]) -> str:

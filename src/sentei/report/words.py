@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sentei.data.task_file import PYTHON
@@ -59,6 +59,12 @@ def count(n: float, one: str) -> str:
     """`1 look`, `2 looks`, `13.5 evaluations`."""
     shown = f"{n:,.0f}" if n >= 100 or n == round(n) else f"{n:.1f}"
     return f"{shown} {one}" if shown == "1" else f"{shown} {one}s"
+
+
+def calibrated_on(shares: Mapping[str, float]) -> str:
+    """That texts for perplexity were calibration text too; the shares by name."""
+    parts = ", ".join(f"{percent(share, 0)} of {name}" for name, share in shares.items())
+    return f"Calibration text is proving text too ({parts}): perplexity there says little of other text."
 
 
 def _minus(text: str) -> str:
