@@ -105,6 +105,8 @@ def test_frequencies_of_any_rule_are_kept(tmp_path, factors):
     loaded = whole_model("llama", head_dim=32, **rope("llama3", **{**factors, **more}))
     again = load(exported(loaded, tmp_path / "m.gguf"), dtype="float32")
     torch.testing.assert_close(logits(again), logits(loaded), rtol=1e-4, atol=1e-3)
+    twice = load(exported(again, tmp_path / "o.gguf"), dtype="float32")
+    torch.testing.assert_close(logits(twice), logits(again), rtol=1e-4, atol=1e-3)
     plain = load(exported(whole_model("llama", head_dim=32, **rope("default")), tmp_path / "n.gguf"), dtype="float32")
     assert (logits(plain) - logits(loaded)).abs().max() > 0.1, "the scaling would not be missed"
 

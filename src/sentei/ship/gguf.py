@@ -174,6 +174,8 @@ def _rope_misfit(config: Any, layout: Layout) -> str | None:
     """Why llama.cpp cannot turn positions as this model does."""
     rope = config.rope_parameters
     kind = rope["rope_type"]
+    if kind == "longrope" and rope["short_factor"] == rope["long_factor"] and rope.get("attention_factor") == 1.0:
+        kind = "llama3"  # factors that do not depend on the length, as a GGUF file holds them
     if kind not in _ROPE or (kind == "llama3" and not layout.interleaved):
         return f"llama.cpp's {layout.arch} has no RoPE of type {kind!r}; use --to hf, onnx or openvino"
     odd = [key for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key) is not None]

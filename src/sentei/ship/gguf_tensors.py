@@ -57,7 +57,7 @@ def entries(model: Any, family: Family, shape: ModelShape, layout: Layout) -> It
     if not shape.tied:
         yield _plain("output.weight", family.head(model).weight)
     rope = model.config.rope_parameters
-    if rope["rope_type"] == "llama3":
+    if rope["rope_type"] in ("llama3", "longrope"):
         inv_freq = model.model.rotary_emb.inv_freq.float()
         plain = rope["rope_theta"] ** -(torch.arange(0, shape.head_dim, 2).to(inv_freq) / shape.head_dim)
         yield _plain("rope_freqs.weight", plain / inv_freq)  # llama.cpp divides the plain frequencies by these
