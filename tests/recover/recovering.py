@@ -34,7 +34,7 @@ def pool(rows: int = 40, seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
-def by_topic(texts: Any, embedder: Any = None, progress: Any = None) -> np.ndarray:
+def by_topic(texts: Any, embedder: Any = None, progress: Any = None, device: Any = None) -> np.ndarray:
     """Unit vectors: one direction per topic, and a little of the text's own."""
     vectors = []
     for text in texts:

@@ -72,6 +72,14 @@ def ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel
     return model.eval()
 
 
+def on_cpu(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy on the CPU; the model stays on its device."""
+    new = on_meta(type(model), copy.deepcopy(model.config), model.dtype)
+    new.load_state_dict({name: value.cpu() for name, value in model.state_dict().items()}, assign=True)
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return ready(new, "cpu")
+
+
 @torch.no_grad()
 def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
     """A pruned model of that shape: embeddings, final norm and head copied from `model`, blocks not yet filled.

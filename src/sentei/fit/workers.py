@@ -56,6 +56,7 @@ class Workshop:
     Attributes:
         source: directory of the dense model.
         dtype: that it is loaded in.
+        device: that it is loaded on.
         task: its search rows are read.
         out: run directory with splits.json and profile/.
         settings: of the run.
@@ -64,6 +65,7 @@ class Workshop:
 
     source: str
     dtype: str
+    device: str
     task: TaskFile
     out: Path
     settings: Settings
@@ -82,11 +84,11 @@ class Workshop:
                 f"workers load the model again, and {setup.loaded.name} is in no directory; use --workers 1"
             )
         dtype = str(model.dtype).removeprefix("torch.")
-        return cls(model.name_or_path, dtype, setup.task, out, setup.settings, search)
+        return cls(model.name_or_path, dtype, str(model.device), setup.task, out, setup.settings, search)
 
     def __call__(self) -> Library:
         """The evaluator."""
-        loaded, profile = load(self.source, dtype=self.dtype), Profile.load(self.out / "profile")
+        loaded, profile = load(self.source, dtype=self.dtype, device=self.device), Profile.load(self.out / "profile")
         rows = Splits.load(self.out / "splits.json", read_rows(self.task)).search
         menus = menus_of(loaded, profile, self.out, self.settings, Progress())
         scored = prepare(rows, loaded.tokenizer, self.task.metric, max_new_tokens=self.task.max_new_tokens)

@@ -160,12 +160,12 @@ def _block_stats(
         if linears:
             squared = {key: linear.weight.detach().float().square() for key, linear in linears.items()}
             parts[name] = PartStats(
-                weight=watched[name].weight.detach().float(),
-                gram=sums[f"{name}.gram"] / count,
-                mean=sums[f"{name}.mean"] / count,
-                norm=_per_input(name, shape.blocks[index], squared),
+                weight=watched[name].weight.detach().float().cpu(),
+                gram=(sums[f"{name}.gram"] / count).cpu(),
+                mean=(sums[f"{name}.mean"] / count).cpu(),
+                norm=_per_input(name, shape.blocks[index], squared).cpu(),
                 energy=energy[name] / count,
-                input_gram=sums[f"{name}_in.gram"] / count,
+                input_gram=(sums[f"{name}_in.gram"] / count).cpu(),
             )
     return BlockStats(angle=(angle / count).item(), **parts)
 
@@ -261,8 +261,8 @@ def _block_gradients(
     for part, found in linears.items():
         values = {name: (x.weight.detach().float() * taylor[name] / count).abs() for name, x in found.items()}
         part_stats = stats.part(part)
-        part_stats.taylor = _per_input(part, shape.blocks[index], values)
-        part_stats.output_grad = squares[list(found)[-1]] / count
+        part_stats.taylor = _per_input(part, shape.blocks[index], values).cpu()
+        part_stats.output_grad = (squares[list(found)[-1]] / count).cpu()
         part_stats.ranks = rank_losses(part_stats, found, {name: squares[name] / count for name in found})
     return back
 
@@ -276,8 +276,8 @@ def rank_losses(part: PartStats, linears: dict[str, nn.Linear], gradients: dict[
 
     losses = {}
     for name, linear in linears.items():
-        inputs = part.gram if name in ("o_proj", "down_proj") else part.input_gram
-        losses[name] = expected_loss(factors(linear.weight.detach(), inputs), gradients[name]).float()
+        inputs = (part.gram if name in ("o_proj", "down_proj") else part.input_gram).to(linear.weight.device)
+        losses[name] = expected_loss(factors(linear.weight.detach(), inputs), gradients[name]).float().cpu()
     return losses
 
 

@@ -26,7 +26,7 @@ PROFILE_VERSION = 2
 
 @dataclass
 class PartStats:
-    """Statistics of one attention or FFN part; `n` counts the inputs of its row-pruned matrix (o_proj, down_proj).
+    """Statistics of one attention or FFN part, on the CPU; `n` counts the inputs of its row-pruned matrix (o, down).
 
     Attributes:
         weight: `[hidden, n]` of the row-pruned matrix, as in the model.
@@ -69,7 +69,7 @@ class BlockStats:
 
 @dataclass
 class Profile:
-    """All statistics of one model on one data set.
+    """All statistics of one model on one data set; they are on the CPU, wherever the model is.
 
     Attributes:
         shape: sizes of the model.

@@ -73,25 +73,25 @@ def save(
 
 
 def _as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights in the checkpoint's dtype, whatever they were computed in; what is shared stays shared.
+    """The weights on the CPU in the checkpoint's dtype, whatever they were computed in; what is shared stays shared.
 
     Raises:
         SenteiError: values that the checkpoint's dtype does not reach.
     """
-    kind = getattr(torch, str(getattr(model.config, "sentei_dtype", None)), None)
-    state = model.state_dict()
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point or kind == model.dtype:
-        return state
+    declared = getattr(torch, str(getattr(model.config, "sentei_dtype", None)), None)
+    kind = declared if isinstance(declared, torch.dtype) and declared.is_floating_point else model.dtype
     cast: dict[int, Tensor] = {}
+    state = model.state_dict(keep_vars=True)  # detached ones would not show what is shared
     for name, value in state.items():
-        if value.is_floating_point() and value.data_ptr() not in cast:
-            cast[value.data_ptr()] = value.to(kind)
-            if kind == torch.float16 and not torch.isfinite(cast[value.data_ptr()]).all():
+        if id(value) not in cast:
+            found = value.detach().to("cpu", kind if value.is_floating_point() else value.dtype)
+            if kind == torch.float16 != value.dtype and not torch.isfinite(found).all():
                 raise SenteiError(
                     f"{name} has values beyond ±65504, the range of float16, which the checkpoint is stored in; "
                     "set `dtype` in its config.json to bfloat16"
                 )
-    return {name: cast.get(value.data_ptr(), value) for name, value in state.items()}
+            cast[id(value)] = found
+    return {name: cast[id(value)] for name, value in state.items()}
 
 
 def _mend_config(directory: Path, class_name: str, plan: Plan | None, *, bundled: bool) -> None:

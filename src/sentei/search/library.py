@@ -132,6 +132,7 @@ class Library:
             if name not in ranks:
                 new._modules[name] = _linear(weight, bias, getattr(dense, name))
                 continue
+            gram = gram.to(weight.device)  # profiles are on the CPU
             found = self._nested(block, name, weight, gram) if not entry.at else factors(weight, gram)
             new._modules[name] = _low_rank(found, ranks[name], bias, getattr(dense, name))
         return cast(nn.Module, new)
@@ -153,11 +154,11 @@ class Library:
             else torch.tensor(plan.ffn)
         )
         full = getattr(dense, MATRICES_OF[part][-1]).weight
-        gram = stats.gram[columns]
+        gram = stats.gram.to(full.device)[columns]
         inner = gram[:, columns]
         damped = inner + torch.diag(RIDGE * inner.diagonal().clamp_min(torch.finfo(torch.float32).tiny))
         # argmin ‖W x − W' x_K‖² + ridge ‖W' − W_K‖²
-        right = gram @ full.float().T.to(gram.device) + (damped - inner) @ weight.float().T.to(gram.device)
+        right = gram @ full.float().T + (damped - inner) @ weight.float().T
         return solve(damped, right).T.to(weight), inner
 
     def _nested(self, block: int, name: str, weight: Tensor, gram: Tensor) -> Factors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +81,13 @@ def _is_export(path: Path) -> None:
 
 def load_for(model: Loaded | str | Path, dtype: str = "auto") -> Loaded:
     """The model to export, on the CPU, in a dtype that loses nothing that the export keeps."""
+    from sentei.families.surgery import on_cpu
     from sentei.models.load import as_loaded, load
 
     if isinstance(model, (str, Path)):
         return load(model, dtype=_LOAD.get(dtype, "stored"), device="cpu")
-    return as_loaded(model)
+    loaded = as_loaded(model)
+    return loaded if loaded.model.device.type == "cpu" else replace(loaded, model=on_cpu(loaded.model))
 
 
 def _write(route: Route, loaded: Loaded, path: Path, options: Options, overwrite: bool) -> dict[str, Any]:

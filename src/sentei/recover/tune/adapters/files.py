@@ -62,7 +62,9 @@ def save_adapter(model: nn.Module, directory: str | Path, *, overwrite: bool = F
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
         config.save_pretrained(str(scratch))
-        save_file({name: value.contiguous() for name, value in state.items()}, scratch / WEIGHTS, {"format": "pt"})
+        save_file(
+            {name: value.cpu().contiguous() for name, value in state.items()}, scratch / WEIGHTS, {"format": "pt"}
+        )
         shares = {}
         for name, layer in _layers(model).items():
             if isinstance(layer, SparseLoraLinear):
