@@ -39,6 +39,7 @@ def main() -> None:
                         decided = plan(
                             profile,
                             Budget(sparsity=sparsity),  # noqa: B023 - called at once
+                            "structural",
                             score=score,  # noqa: B023
                             allocation=allocation,  # noqa: B023
                             compensation=compensation,  # noqa: B023

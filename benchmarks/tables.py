@@ -216,7 +216,8 @@ def main() -> None:
         ),
         "Score × compensation × allocation": (
             "`python benchmarks/cross.py`. Reduced: calibration 8 windows of 512 (4,096 tokens), test 8 windows of 512 (in-domain). Differences "
-            "of a few per cent are noise at this size.\n\n",
+            "of a few per cent are noise at this size. Measured when `adaptive` still carried shares of KV groups from block to block and with "
+            "only block 0's attention under `global` protected; `bias` alone was another fit then and is left out.\n\n",
             cross(rows("cross")),
         ),
         "Torch-Pruning in the same process": (
