@@ -202,7 +202,7 @@ def main() -> None:
         ),
         "Presets beside the public code": (
             "`python benchmarks/presets.py`, two cores of a Sapphire Rapids class CPU (AMX), bf16. 16,384 calibration tokens, all of them for "
-            "the gradients; text and windows as the public code was run. One seed: differences of some points of perplexity are no ranking.\n\n",
+            "the gradients; text and windows as the public code was run. FLAP with keys and values expanded to all heads, which no stock engine runs, had 39.7 and 59.5. One seed: differences of some points of perplexity are no ranking.\n\n",
             beside_public_code(rows("presets")),
         ),
         "Presets, transfer": (
