@@ -26,7 +26,7 @@ from tiny import tiny_model, tiny_tokenizer
 WORK = ("select", "tune", "compare")
 
 
-def embedded(texts: Any, embedder: Any, progress: Any) -> np.ndarray:
+def embedded(texts: Any, embedder: Any, progress: Any, device: Any = None) -> np.ndarray:
     """Two clusters, by the first word of the instruction, without an embedding model."""
     vectors = np.zeros((len(texts), 16), np.float32)
     for row, text in enumerate(texts):

@@ -305,7 +305,7 @@ def test_odd_rows_survive_the_way_to_disk(dense: Loaded, pruned: Loaded, tmp_pat
     import datetime
 
     rows = pool()
-    rows[1] |= {"when": datetime.date(2024, 2, 1), "half": "\ud83d", "line": "a\u2028b", "id": None}
+    rows[1] |= {"when": datetime.date(2024, 2, 1), "line": "a\u2028b", "id": None}
     made = make(dense, pruned, tmp_path / "out", rows, budget="100%")
     selected = lines(made.directory / "selected.jsonl")
     odd = next(row for row in selected if row["id"] is None)
