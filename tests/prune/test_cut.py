@@ -184,7 +184,8 @@ def test_an_unknown_method_names_the_nearest(ids):
 @pytest.mark.parametrize("method", ["structural", "flap", "wanda-sp"])
 @pytest.mark.parametrize("budget", [{"sparsity": 0.25}, {"bytes": 170_000, "context": 16}])
 def test_a_model_with_added_biases_is_cut_again_within_the_budget(ids, method, budget):
-    once = cut(tiny_model("llama"), plan(measure(tiny_model("llama"), ids), Budget(sparsity=0.2), "wanda-sp", compensation="bias"), ids)
+    profile = measure(tiny_model("llama"), ids)
+    once = cut(tiny_model("llama"), plan(profile, Budget(sparsity=0.2), "wanda-sp", compensation="bias"), ids)
     shape = family_of(once.config).shape(once.config)
     assert any(b.o_bias for b in shape.blocks) and any(b.down_bias for b in shape.blocks)
     wanted = Budget(**budget)
