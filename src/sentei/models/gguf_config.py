@@ -11,7 +11,7 @@ from typing import Any
 
 from sentei.errors import InputError
 from sentei.families import FAMILIES
-from sentei.models.gguf_file import GgufFile
+from sentei.models.gguf_file import WINDOW_KEYS, GgufFile
 from sentei.models.gguf_rope import read_rope
 
 # Keys that change nothing as long as they have one of these values.
@@ -106,6 +106,8 @@ def read_model(file: GgufFile) -> GgufModel:
     vocab = file.shapes["token_embd.weight"][0]
     file.drop(rf"{arch}\.(vocab_size|tensor_data_layout)")  # the embedding's rows; llama's old note on its rows' order
     context = file.need(f"{arch}.context_length", int)
+    context = file.get(WINDOW_KEYS["context"], int, context)
+    window = _read_window(file, len(blocks))
     values = {
         "hidden_size": hidden,
         "head_dim": head_dim,
@@ -118,7 +120,7 @@ def read_model(file: GgufFile) -> GgufModel:
         "hidden_act": "silu",
         "dtype": "float32",
     }
-    classes, biases = _classes(blocks, hidden, qk_norm=arch in ("qwen3", "openelm"))
+    classes, biases = _classes(blocks, hidden, window, qk_norm=arch in ("qwen3", "openelm"))
     return GgufModel(values | classes, blocks, biases, hidden, head_dim, vocab, values["tie_word_embeddings"])
 
 
@@ -145,10 +147,25 @@ def _read_blocks(file: GgufFile) -> list[BlockSizes]:
     return blocks
 
 
-def _classes(blocks: list[BlockSizes], hidden: int, *, qk_norm: bool) -> tuple[dict[str, Any], list[frozenset[str]]]:
+def _read_window(file: GgufFile, count: int) -> tuple[int, list[bool]] | None:
+    """How many tokens back some blocks see, and which; None where all see everything."""
+    window = file.get(WINDOW_KEYS["window"], int)
+    if window is None:
+        return None
+    which = file.need(WINDOW_KEYS["blocks"], list)
+    if len(which) != count or not all(isinstance(slides, bool) for slides in which):
+        raise InputError(
+            f"{file.path}: {WINDOW_KEYS['blocks']} has {len(which)} values, expected {count}, one per block"
+        )
+    return window, which
+
+
+def _classes(
+    blocks: list[BlockSizes], hidden: int, window: tuple[int, list[bool]] | None, *, qk_norm: bool
+) -> tuple[dict[str, Any], list[frozenset[str]]]:
     """The class that holds these blocks, with its sizes, and the biases that it has by block."""
     qkv, gate_up = (any(b.has(*names) for b in blocks) for names in (QKV, GATE_UP))
-    attention_bias = qkv and (gate_up or all(b.has("attn_output") for b in blocks if b.heads))
+    attention_bias = qkv and (gate_up or all(b.has("attn_output") for b in blocks if b.heads)) and not window
     added = [  # biases that only a pruned class has
         (b.has("attn_output") and not attention_bias, b.has("ffn_down") and not gate_up) for b in blocks
     ]
@@ -160,8 +177,9 @@ def _classes(blocks: list[BlockSizes], hidden: int, *, qk_norm: bool) -> tuple[d
         name = "qwen3"
     elif qkv and not attention_bias:
         name = "qwen2"
-    else:  # Mistral is Llama that takes any number of heads, and has no biases
-        name = "mistral" if uniform and not divides and not (attention_bias or gate_up) else "llama"
+    else:  # Mistral is Llama that takes any number of heads, has no biases, and maybe a window
+        plain = uniform and not divides and not (attention_bias or gate_up)
+        name = "mistral" if plain or window else "llama"
         uniform &= divides or name == "mistral"
     values: dict[str, Any] = {"intermediate_size": max(b.ffn for b in blocks)}
     values |= {"num_attention_heads": first.heads, "num_key_value_heads": first.groups}
@@ -170,7 +188,10 @@ def _classes(blocks: list[BlockSizes], hidden: int, *, qk_norm: bool) -> tuple[d
         if not divides:  # each block says its own, and the class checks this one
             values |= {"num_attention_heads": 1, "num_key_value_heads": 1}
     if name == "mistral":
-        values["sliding_window"] = None
+        values["sliding_window"] = window[0] if window else None
+    elif window:
+        kinds = ["sliding_attention" if slides else "full_attention" for slides in window[1]]
+        values |= {"use_sliding_window": True, "sliding_window": window[0], "layer_types": kinds}
     stem = f"{'' if uniform else 'Sentei'}{FAMILIES[name].prefix}"
     values |= {"model_type": name if uniform else f"sentei_{name}", "architectures": [f"{stem}ForCausalLM"]}
     if not uniform:

@@ -17,6 +17,14 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})", re.DOTALL)  # as llama.cpp's gguf
 # Say nothing about the computation: provenance, the file's own layout, and what quantisers leave.
 _SILENT = ("GGUF.", "general.", "split.", "quantize.")
 
+# What our export says of sliding windows, for which llama.cpp has no key in these architectures: the model's context,
+# how far blocks see, and which of them do not see everything.
+WINDOW_KEYS = {
+    "context": "sentei.context_length",
+    "window": "sentei.sliding_window",
+    "blocks": "sentei.sliding_blocks",
+}
+
 
 def parts_of(file: Path) -> list[Path]:
     """All files of the model that `file` is, or is a part of, in order.

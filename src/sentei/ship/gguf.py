@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentei.errors import InputError
 from sentei.families import family_of
+from sentei.models.gguf_file import WINDOW_KEYS
 from sentei.ship.base import FLOATS, Options, Route
 from sentei.ship.gguf_layout import Layout, lay_out, misfit
 
@@ -129,6 +130,11 @@ def _add_config(writer: GGUFWriter, loaded: Loaded, shape: ModelShape, layout: L
     if window is not None and window < context:
         context = window
         notes.append(f"llama.cpp has no sliding window here: the context is {window} tokens, within which it is exact")
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(shape.blocks)
+        # For our own reader; llama.cpp looks at keys of its architectures alone.
+        writer.add_uint32(WINDOW_KEYS["context"], config.max_position_embeddings)
+        writer.add_uint32(WINDOW_KEYS["window"], window)
+        writer.add_array(WINDOW_KEYS["blocks"], [kinds[block.index] == "sliding_attention" for block in layout.blocks])
     writer.add_type("model")
     writer.add_name(loaded.name)
     writer.add_file_type(gguf.LlamaFileType[{"F32": "ALL_F32"}.get(dtype, f"MOSTLY_{dtype}")])
