@@ -53,7 +53,8 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
     recovery = report.get("recovery")
     if recovery and recovery["tune"]["stopped"] == "diverged":
         raise QualityError(recovery["tune"]["note"])
-    if recovery and recovery["yardstick"]["kept"] == "pruned" and report["recipe"]["recover"]["strict"]:
+    strict = report["recipe"].get("recover", {}).get("strict")
+    if recovery and recovery["yardstick"]["kept"] == "pruned" and strict:
         why = recovery["yardstick"]["reason"]
         raise QualityError(f"recovery made the model worse ({why}); the cut one is kept; recover.strict refuses it")
 

@@ -11,6 +11,7 @@ from typing_extensions import NotRequired
 from sentei.errors import unknown
 from sentei.report.figures import UNITS
 from sentei.report.format_parts import BlockRow, Exact, Maybe
+from sentei.report.format_recovery import Recovery
 from sentei.schema import Count, Interval, Number
 
 
@@ -43,107 +44,7 @@ class FigureRow(Exact):
     samples: str
     changes: list[ChangeRow | None]
     steps: NotRequired[list[ChangeRow | None]]
-
-
-class Mean(Exact):
-    """A damage with its interval."""
-
-    value: Maybe
-    interval: Interval | None
-
-
-class Damages(Exact):
-    """Damage before and after recovery."""
-
-    rows: Count
-    before: Mean
-    after: Mean
-    came_back: Maybe
-    interval: Interval | None
-
-
-class Capability(Damages):
-    """Of one capability."""
-
-    name: str
-    typical: NotRequired[str]
-    pool_rows: Count
-    selected: Count
-    share: Number
-
-
-class CurvePoint(Exact):
-    """Of the recovery curve."""
-
-    tokens: Number
-    heldout: Number
-
-
-class Tune(Exact):
-    """tune.json."""
-
-    adapter: str
-    trainable_params: Count
-    loss: str
-    tokens: Count
-    stopped: str
-    note: str
-    recommendation: str
-    curve: Annotated[list[CurvePoint], Field(min_length=1)]
-
-
-class Pool(Exact):
-    """What rows were selected from."""
-
-    source: str
-    rows: Count
-
-
-class Amount(Exact):
-    """What was selected."""
-
-    selected: Count
-    tokens: Count
-
-
-class Yardstick(Exact):
-    """Which model is kept."""
-
-    kept: Literal["recovered", "pruned"]
-    reason: str
-    enough: Count
-    rows: Damages
-    text: Damages
-
-
-class Capabilities(Exact):
-    """capabilities.json."""
-
-    capabilities: list[Capability]
-    overall: Damages
-    yardstick: Yardstick
-    notes: list[str]
-
-
-class Cost(Exact):
-    """What recovery cost."""
-
-    seconds: dict[str, Number]
-    trained_tokens: Count
-    scored_tokens: Count
-    watt_hours: NotRequired[Number]
-    money: NotRequired[Number]
-    currency: NotRequired[str]
-
-
-class Recovery(Capabilities):
-    """What recovery did."""
-
-    pool: Pool
-    strategy: str
-    budget: Amount
-    tune: Tune
-    cost: Cost
+    note: NotRequired[str]
 
 
 class Proof(Exact):
@@ -193,6 +94,8 @@ class Method(Exact):
     score: str
     allocation: str
     compensation: str
+    protect: NotRequired[str]
+    weigh: NotRequired[str]
     line: str
     paper: str
 
@@ -245,6 +148,18 @@ class Words(Exact):
     words: str
 
 
+class Recovering(Exact):
+    """What the recipe says of recovery."""
+
+    strict: NotRequired[bool]
+
+
+class Asked(Exact):
+    """The recipe."""
+
+    recover: NotRequired[Recovering]
+
+
 class RunReport(Exact):
     """Of `sentei run`."""
 
@@ -260,7 +175,7 @@ class RunReport(Exact):
     predictions: list[Prediction]
     protocol: Protocol
     seconds: dict[str, Number]
-    recipe: dict[str, Any]
+    recipe: Asked
     recovery: NotRequired[Recovery]
     calibrated_on: NotRequired[dict[str, Number]]
     exports: NotRequired[list[Exported]]
@@ -273,6 +188,11 @@ def unfit(report: Mapping[str, Any]) -> str:
         lengths = [len(row[key]) for key in ("values", "intervals")] + [len(row["changes"] or [0] * (models - 1)) + 1]
         if set(lengths) != {models} or len(row.get("steps") or [0] * (models - 2)) != models - 2:
             return f"figure {row['name']!r} is not of {models} models"
+    tasks = [row for row in report["figures"] if row["group"] == "tasks"]
+    if len({(len(row["changes"]), len(row.get("steps", []))) for row in tasks}) > 1:
+        return "figures: tasks are set against different models"
+    if ("protect" in report["method"]) != ("weigh" in report["method"]):
+        return "method: expected protect and weigh, or neither"
     size = [row["values"] for row in report["figures"] if (row["group"], row["name"]) == ("size", "block params")]
     if len(size) != 1 or not all(size[0]):
         return "figures: the block params of every model are missing"

@@ -12,7 +12,7 @@ from sentei.recipe import Recover
 from sentei.recover.select.about import read_about, read_manifest
 from sentei.report import picture
 from sentei.report.figures import scaled
-from sentei.report.format_run import Capabilities, Tune
+from sentei.report.format_recovery import Capabilities, Tune
 from sentei.report.page import drawn, scrolled
 from sentei.schema import read
 

@@ -52,12 +52,27 @@ class Scoring(Exact):
     length: Positive
 
 
+class Gap(Exact):
+    """Between two eigenvalues."""
+
+    ratio: Number
+    clusters: Count
+
+
+class Rule(Exact):
+    """Why there are so many clusters."""
+
+    clusters: Count
+    reason: str
+    largest_gap: Gap
+
+
 class Clusters(Exact):
     """Names of the clusters, and why so many."""
 
     names: list[str]
     typical: NotRequired[list[str]]
-    rule: dict[str, Any]
+    rule: Rule
 
 
 class Choice(Exact):

@@ -100,14 +100,14 @@ def summarise(
 
 def _rule(rule: dict[str, Any]) -> str:
     """Why there are so many clusters, in words."""
-    number, gap = f"{rule.get('clusters', 0)} clusters", (rule.get("largest_gap") or {}).get("ratio", 0.0)
+    number, gap = f"{rule['clusters']} clusters", rule["largest_gap"]["ratio"]
     between = f"gap between the eigenvalues of the similarity graph (×{gap:.2f})"
     why = {
         "asked for": "as asked for",
         "gap": f"the largest {between} is there",
         "cube root of the rows": f"about the cube root of the rows, for the largest {between} is not clear (×2)",
     }
-    return f"{number}: {why.get(rule.get('reason', ''), 'by an unknown rule')}"
+    return f"{number}: {why.get(rule['reason'], rule['reason'])}"
 
 
 def _ranks(picked: Picked, candidates: Candidates) -> tuple[dict[int, tuple[int, int]], dict[int, int]]:
