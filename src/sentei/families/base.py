@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sentei.errors import InputError
 from sentei.families.modeling_sentei import layer_config
+from sentei.families.streamed import streamed_blocks
 from sentei.plan import BlockShape, ModelShape
 
 Fact = bool | str  # a constant, or the name of the config key that says it
@@ -91,8 +92,15 @@ class Family:
         )
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
-        """The decoder layers, in order."""
+        """The decoder layers, in order; see `block` for one whose weights are wanted."""
         return cast(nn.ModuleList, cast(Any, model).model.layers)
+
+    def block(self, model: nn.Module, index: int) -> nn.Module:
+        """One decoder layer, in memory: of a streamed model it is read, and the one before it put away."""
+        streamed = streamed_blocks(model)
+        if streamed is not None:
+            streamed.enter(index)
+        return self.blocks(model)[index]
 
     def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Token ids [B, T] to what block 0 reads, [B, T, hidden]."""

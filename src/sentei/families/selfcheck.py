@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sentei.errors import InputError
 from sentei.families import modeling_sentei
 from sentei.families.base import Family
+from sentei.families.streamed import StreamedBlocks, stream, streamed_blocks
 from sentei.families.surgery import on_meta, pruned_config, ready
 
 TOKENS = 64  # of the window
@@ -61,7 +62,8 @@ def check_family(family: Family, model: nn.Module, ids: Tensor) -> None:
         return  # measuring names the block where this begins
     check = _Checker(family.name, max(4 * torch.finfo(logits.dtype).eps, 1e-5))
     check("the embedding", family.embed(model, ids), seen[0].inputs[0])
-    for i, block in enumerate(blocks):
+    for i in range(len(blocks)):
+        block = family.block(model, i)
         entered, left = seen[i].inputs[0], seen[i].outputs[0]
         total = entered
         for name in _PARTS:
@@ -109,6 +111,8 @@ def _as_pruned(family: Family, model: nn.Module) -> Any:
     config = pruned_config(net.config, family.shape(net.config))
     new = on_meta(getattr(modeling_sentei, name), config, net.dtype)
     new.load_state_dict(net.state_dict(), assign=True)
+    if (streamed := streamed_blocks(model)) is not None:
+        stream(new, StreamedBlocks(family.blocks(new), streamed.read, device=net.device))
     return ready(new, net.device)
 
 

@@ -9,6 +9,7 @@ import transformers
 
 from sentei.families import FAMILIES, family_of
 from sentei.families.base import Family
+from sentei.families.streamed import StreamedBlocks, stream, streamed_blocks
 from sentei.families.surgery import OURS, on_meta, ready
 from sentei.plan import BlockShape, ModelShape
 
@@ -45,6 +46,8 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     config._name_or_path = model.config._name_or_path
     stock = on_meta(getattr(transformers, f"{target.prefix}ForCausalLM"), config, model.dtype)
     stock.load_state_dict(_renumbered(model, kept), assign=True)
+    if (streamed := streamed_blocks(model)) is not None:
+        stream(stock, StreamedBlocks(family.blocks(stock), lambda i: streamed.read(kept[i]), device=model.device))
     stock.generation_config = copy.deepcopy(model.generation_config)
     return ready(stock, model.device)
 

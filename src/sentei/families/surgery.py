@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sentei.families import family_of, modeling_sentei
 from sentei.families.base import Family
+from sentei.families.streamed import BlockFiles, StreamedBlocks, stream
 from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
 
 if TYPE_CHECKING:
@@ -81,20 +83,27 @@ def on_cpu(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
+def skeleton(model: PreTrainedModel, shape: ModelShape, work: Path | None = None) -> PreTrainedModel:
     """A pruned model of that shape: embeddings, final norm and head copied from `model`, blocks not yet filled.
 
     Args:
         model: a dense or pruned model; its dtype and device are kept.
         shape: sizes of the result; as many blocks as `model` has.
+        work: a directory for the blocks of the result, which are then streamed; None: they are in memory.
     """
     family = family_of(model.config)
     config = pruned_config(model.config, shape)
     model_class = getattr(modeling_sentei, f"Sentei{family.prefix}ForCausalLM")
-    new = ready(on_meta(model_class, config, model.dtype).to_empty(device=model.device), model.device)
-    for module in new.modules():
-        if isinstance(module, modeling_sentei.LowRankLinear) and module.pivoted:
-            torch.arange(module.out_features, out=module.order)  # a valid order until the factors are known
+    new = on_meta(model_class, config, model.dtype)
+    if work is None:
+        _start(new.to_empty(device=model.device))
+    else:
+        files = BlockFiles(work)
+        blocks = StreamedBlocks(family.blocks(new), files.read, files.write, start=_start, device=model.device)
+        for module in (cast(Any, new).model.embed_tokens, family.final_norm(new), family.head(new)):
+            module.to_empty(device=model.device)
+        stream(new, blocks)
+    new = ready(new, model.device)
     new.generation_config = copy.deepcopy(model.generation_config)
     old_body, new_body = cast(Any, model).model, cast(Any, new).model
     new_body.embed_tokens.weight.copy_(old_body.embed_tokens.weight)
@@ -102,6 +111,13 @@ def skeleton(model: PreTrainedModel, shape: ModelShape) -> PreTrainedModel:
     if not shape.tied:
         _copy_all(family.head(new), family.head(model))
     return new
+
+
+def _start(module: nn.Module) -> None:
+    """What weights without values need: a valid order of pivoted matrices until their factors are known."""
+    for part in module.modules():
+        if isinstance(part, modeling_sentei.LowRankLinear) and part.pivoted:
+            torch.arange(part.out_features, out=part.order)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ Pruning (arXiv 2412.12441, eq. 6 and 11), FLAP and OBS; the angle serves Adapt-P
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,12 @@ from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.families.selfcheck import check_family
-from sentei.measure.profile import BlockStats, PartStats, Profile
+from sentei.families.streamed import streamed_blocks
+from sentei.measure.blocks import BLOCKS, StoredBlocks
+from sentei.measure.profile import Profile
+from sentei.measure.statistics import BlockStats, PartStats
 from sentei.measure.stream import PARTS, column_sum, embed, gram, part_linears, run_block, tap
+from sentei.memory import check_memory
 from sentei.models.identity import made_with
 from sentei.models.load import as_loaded
 from sentei.plan import BlockShape, ModelShape
@@ -37,6 +42,8 @@ def measure(
     window: int = 1024,
     gradient_tokens: int = 8192,
     tokenizer: Any = None,
+    memory: int | None = None,
+    into: Path | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Measures what each part of `model` does for `data`.
@@ -50,11 +57,14 @@ def measure(
         gradient_tokens: how many of them the gradient pass reads, rounded up to a window; 0 leaves it out, and with it
             the scores that need gradients.
         tokenizer: needed for texts where `model` carries none.
+        memory: bytes that the process may use; refused before the work where it needs more.
+        into: a directory where the statistics of a streamed model's blocks are written as they are made, instead of
+            being kept; `Profile.write` completes it.
         progress: told about every block.
 
     Raises:
         InputError: unknown architecture, unusable data, a family that describes another computation than the model's,
-            or a model whose activations are not finite (block named).
+            too little memory, or a model whose activations are not finite (block named).
     """
     loaded = as_loaded(model, tokenizer)
     net, family = loaded.model, family_of(loaded.model.config)
@@ -66,21 +76,26 @@ def measure(
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
     check_family(family, net, windows.ids)
     progress = shown(progress)
-    needed = _memory_needed(shape, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize)
+    stored = into / BLOCKS if into is not None and streamed_blocks(net) is not None else None
+    needed = _memory_needed(
+        shape, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize, streamed=stored is not None
+    )
     progress.say(f"  measure: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the model")
+    check_memory(memory, needed, "measure", "read fewer --tokens, or leave out gradients with --gradient-tokens 0")
     with progress.stage("measure", total=len(shape.blocks) * (2 if len(picked) else 1), unit="blocks") as bar:
         hidden = embed(family, net, windows)
-        blocks: list[BlockStats] = []
+        blocks: list[BlockStats] | StoredBlocks = [] if stored is None else StoredBlocks(stored)
         entered: list[Tensor] = []  # what enters each block, of the windows that the gradient pass reads
         for index in range(len(shape.blocks)):
             entered.append(hidden[picked].clone())
-            stats = _block_stats(family, net, hidden, windows, shape, index)
-            blocks.append(stats)
+            blocks.append(_block_stats(family, net, hidden, windows, shape, index))
             bar.advance()
         if len(picked):
             grad = _loss_gradient(family, net, hidden[picked], graded)
             for index in reversed(range(len(blocks))):
-                grad = _block_gradients(family, net, index, entered.pop(), graded, grad, shape, blocks[index])
+                stats = blocks[index]
+                grad = _block_gradients(family, net, index, entered.pop(), graded, grad, shape, stats)
+                blocks[index] = stats
                 bar.advance()
     return Profile(
         shape=shape,
@@ -112,14 +127,22 @@ def _data_digest(windows: Windows) -> str:
     return total.hexdigest()
 
 
-def _memory_needed(shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int) -> int:
-    """Bytes of the hidden states (all once, the gradient pass's at every block) and of the statistics in fp32."""
+def _memory_needed(
+    shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int, streamed: bool = False
+) -> int:
+    """Bytes of the hidden states (all once, the gradient pass's at every block) and of the statistics in fp32.
+
+    Of a streamed model one block is in memory: its weights, and what sums of its statistics take while they are packed.
+    """
     states = (tokens + gradient_tokens * len(shape.blocks)) * shape.hidden * itemsize
-    numbers = 0
+    numbers = []
     for block in shape.blocks:
-        for n in (block.kv_groups * block.heads_per_group * shape.head_dim, block.ffn):
-            numbers += n * (n + shape.hidden) + (2 if gradient_tokens else 1) * shape.hidden**2
-    return states + 4 * numbers
+        widths = (block.kv_groups * block.heads_per_group * shape.head_dim, block.ffn)
+        numbers.append(sum(n * (n + shape.hidden) + (2 if gradient_tokens else 1) * shape.hidden**2 for n in widths))
+    if not streamed:
+        return states + 4 * sum(numbers)
+    weights = max(shape.attention_params(block) + shape.ffn_params(block) for block in shape.blocks)
+    return 2 * states + 2 * 4 * max(numbers) + (itemsize + 4) * weights
 
 
 @torch.no_grad()
@@ -127,7 +150,7 @@ def _block_stats(
     family: Family, model: nn.Module, hidden: Tensor, windows: Windows, shape: ModelShape, index: int
 ) -> BlockStats:
     """Runs one block over all windows, in place in `hidden`, and returns its statistics."""
-    block = family.blocks(model)[index]
+    block = family.block(model, index)
     parts_linears = {part: part_linears(family, block, part) for part in PARTS}
     watched: dict[str, nn.Linear] = {}
     for part, linears in parts_linears.items():
@@ -223,7 +246,7 @@ def _block_gradients(
     stats: BlockStats,
 ) -> Tensor:
     """Backward through one block, recomputed: fills `output_grad`, `taylor`, `ranks`; returns the input's gradient."""
-    block = family.blocks(model)[index]
+    block = family.block(model, index)
     linears = {part: found for part in PARTS if (found := part_linears(family, block, part))}
     named = {name: linear for found in linears.values() for name, linear in found.items()}
     flat = [linear.weight for linear in named.values()]

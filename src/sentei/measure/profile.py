@@ -1,70 +1,28 @@
 """`Profile`: what each part of a model does for some data. Every score and allocation is a function of it.
 
-Saved as `profile.json` and `profile.safetensors`; symmetric matrices are stored as their lower triangle.
+Saved as `profile.json` and one file per block; a profile larger than `KEPT` is read a block at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from sentei.errors import InputError, one_line
+from sentei.errors import InputError
 from sentei.files import hash_json, read_json, write_json
-from sentei.measure.stored import Head, check_tensors
+from sentei.measure.blocks import BLOCKS, StoredBlocks, head_of
+from sentei.measure.statistics import BlockStats, PartStats
+from sentei.measure.stored import BlockHead, Head
 from sentei.outputs import atomic_dir
 from sentei.plan import ModelShape
 from sentei.schema import parse
 
-PROFILE_VERSION = 2
+__all__ = ["BlockStats", "PartStats", "Profile"]
 
-
-@dataclass
-class PartStats:
-    """Statistics of one attention or FFN part, on the CPU; `n` counts the inputs of its row-pruned matrix (o, down).
-
-    Attributes:
-        weight: `[hidden, n]` of the row-pruned matrix, as in the model.
-        gram: `[n, n]` mean over tokens of `x xᵀ`, x the matrix's inputs.
-        mean: `[n]` mean over tokens of x.
-        norm: `[n]` sum of squared weights of each input's group: its rows and columns in all matrices of the part.
-        energy: mean over tokens of the squared norm of the residual stream behind the part.
-        input_gram: `[hidden, hidden]` mean of `x xᵀ` of the part's first linears (q, k, v; gate, up).
-        output_grad: `[hidden, hidden]` mean of `g gᵀ`, g the gradient of a token's loss at the part's output; or None.
-        taylor: `[n]` sum of `|weight · gradient|` over each input's group: an order, no growth of a loss; or None.
-        ranks: by matrix, `[K + 1]` growth of the loss (nats per token) when it keeps rank 0 … K; empty without
-            gradients.
-    """
-
-    weight: Tensor
-    gram: Tensor
-    mean: Tensor
-    norm: Tensor
-    energy: float
-    input_gram: Tensor
-    output_grad: Tensor | None = None
-    taylor: Tensor | None = None
-    ranks: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class BlockStats:
-    """Statistics of one block; `angle` is the mean cosine between its input and its output."""
-
-    attention: PartStats | None
-    ffn: PartStats | None
-    angle: float
-
-    def part(self, name: str) -> PartStats:
-        """Statistics of the "attention" or the "ffn" part, which has to be there."""
-        stats = self.attention if name == "attention" else self.ffn
-        assert stats is not None  # a part with linears was measured
-        return stats
+PROFILE_VERSION = 3
+KEPT = 1 << 30  # bytes of statistics that are read at once
 
 
 @dataclass
@@ -88,7 +46,7 @@ class Profile:
     tokens: int
     window: int
     gradient_tokens: int
-    blocks: list[BlockStats]
+    blocks: Sequence[BlockStats]
     info: dict[str, Any] = field(default_factory=dict)
     curves: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -101,16 +59,19 @@ class Profile:
             "tokens": self.tokens,
             "window": self.window,
             "gradient_tokens": self.gradient_tokens,
-            "blocks": [
-                {
-                    "angle": block.angle,
-                    "attention_energy": block.attention.energy if block.attention else None,
-                    "ffn_energy": block.ffn.energy if block.ffn else None,
-                }
-                for block in self.blocks
-            ],
+            "blocks": [row.model_dump() for row in self._rows()],
             "info": self.info,
         }
+
+    def _rows(self) -> list[BlockHead]:
+        if isinstance(self.blocks, StoredBlocks):
+            return self.blocks.rows
+        return [head_of(block) for block in self.blocks]
+
+    @property
+    def angles(self) -> list[float]:
+        """The angle of each block; see `BlockStats`."""
+        return [row.angle for row in self._rows()]
 
     def digest(self) -> str:
         """Identifies the profile: the model, the data and how they were read."""
@@ -119,14 +80,16 @@ class Profile:
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Writes the profile to a new directory."""
-        tensors: dict[str, Tensor] = {}
-        for i, block in enumerate(self.blocks):
-            for name, part in (("attention", block.attention), ("ffn", block.ffn)):
-                if part is not None:
-                    tensors |= {f"{i}.{name}.{key}": value for key, value in _pack(part).items()}
         with atomic_dir(Path(path), overwrite=overwrite) as scratch:
-            write_json(scratch / "profile.json", self._head())
-            save_file(tensors, scratch / "profile.safetensors")
+            self.write(scratch)
+
+    def write(self, directory: Path) -> None:
+        """Writes the profile into a directory that is there, but for statistics that are in it already."""
+        target = StoredBlocks(directory / BLOCKS)
+        if not (isinstance(self.blocks, StoredBlocks) and self.blocks.directory == target.directory):
+            for block in self.blocks:
+                target.append(block)
+        write_json(directory / "profile.json", self._head())
 
     @classmethod
     def load(cls, path: Path) -> Profile:
@@ -141,52 +104,11 @@ class Profile:
         value = read_json(path / "profile.json")
         if isinstance(value, dict) and value.get("schema_version", PROFILE_VERSION) != PROFILE_VERSION:
             raise InputError(
-                f"{path} is a profile of version {value['schema_version']!r:.80}, this sentei reads {PROFILE_VERSION}"
+                f"{path} is a profile of version {value['schema_version']!r:.80}, this sentei reads {PROFILE_VERSION}; "
+                "make it again with `sentei measure`"
             )
         head = parse(Head, value, str(path / "profile.json"), "measure again")
-        file = path / "profile.safetensors"
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} cannot be read ({one_line(error)}); measure again") from error
-        check_tensors(tensors, head, file)
-        blocks = []
-        for i, row in enumerate(head.blocks):
-            parts: dict[str, PartStats | None] = {}
-            for name, energy in (("attention", row.attention_energy), ("ffn", row.ffn_energy)):
-                prefix = f"{i}.{name}."
-                own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-                parts[name] = None if energy is None else _unpack(own, energy)
-            blocks.append(BlockStats(angle=row.angle, **parts))
+        stored = StoredBlocks(path / BLOCKS, head)
+        blocks = list(stored) if stored.nbytes() <= KEPT else stored
         keys = ("shape", "model_digest", "data_digest", "tokens", "window", "gradient_tokens", "info")
         return cls(blocks=blocks, **{key: getattr(head, key) for key in keys})
-
-
-SYMMETRIC = ("gram", "input_gram", "output_grad")
-
-
-def _pack(part: PartStats) -> dict[str, Tensor]:
-    """Tensors to store: weights in bf16 (they only rank), symmetric matrices as triangles."""
-    packed = {"weight": part.weight.bfloat16().cpu().contiguous()}
-    for key in ("mean", "norm", "taylor"):
-        if (vector := getattr(part, key)) is not None:
-            packed[key] = vector.float().cpu().contiguous()
-    for key in SYMMETRIC:
-        if (matrix := getattr(part, key)) is not None:
-            rows, columns = torch.tril_indices(*matrix.shape)
-            packed[key] = matrix.float().cpu()[rows, columns].contiguous()
-    return packed | {f"rank.{name}": losses.float().cpu().contiguous() for name, losses in part.ranks.items()}
-
-
-def _unpack(stored: dict[str, Tensor], energy: float) -> PartStats:
-    for key in SYMMETRIC:
-        if key in stored:
-            packed = stored[key]
-            size = int((2 * packed.numel()) ** 0.5)  # n (n + 1) / 2 numbers
-            matrix = torch.zeros(size, size)
-            rows, columns = torch.tril_indices(size, size)
-            matrix[rows, columns] = packed
-            stored[key] = matrix + matrix.tril(-1).T
-    stored["weight"] = stored["weight"].float()
-    ranks = {key.removeprefix("rank."): stored.pop(key) for key in list(stored) if key.startswith("rank.")}
-    return PartStats(energy=energy, ranks=ranks, **stored)

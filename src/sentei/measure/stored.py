@@ -49,13 +49,13 @@ class Head(BaseModel):
         return self
 
 
-def check_tensors(tensors: Mapping[str, Tensor], head: Head, path: Path) -> None:
-    """Refuses tensors that are not those of a profile of this shape.
+def check_tensors(tensors: Mapping[str, Tensor], head: Head, index: int, path: Path) -> None:
+    """Refuses tensors that are not those of block `index` of a profile of this shape.
 
     Raises:
         InputError: one is missing, too many, of another shape, no floating point, or not finite.
     """
-    expected = _expected(head.shape, graded=head.gradient_tokens > 0)
+    expected = _expected(head.shape, index, graded=head.gradient_tokens > 0)
     for name in sorted({*expected, *tensors}):
         got = tuple(tensors[name].shape) if name in tensors else "nothing"
         wanted = expected.get(name, "nothing")
@@ -65,21 +65,20 @@ def check_tensors(tensors: Mapping[str, Tensor], head: Head, path: Path) -> None
             raise InputError(f"{path}: {name}: expected finite floating point numbers; measure again")
 
 
-def _expected(shape: ModelShape, *, graded: bool) -> dict[str, tuple[int, ...]]:
+def _expected(shape: ModelShape, index: int, *, graded: bool) -> dict[str, tuple[int, ...]]:
     """Shapes by name; symmetric matrices are stored as a triangle of n (n + 1) / 2 numbers."""
     found: dict[str, tuple[int, ...]] = {}
-    for i, block in enumerate(shape.blocks):
-        sizes = shape.matrices(block)
-        for part, names in (("attention", ATTENTION_MATRICES), ("ffn", FFN_MATRICES)):
-            if names[-1] not in sizes:
-                continue
-            hidden, n = sizes[names[-1]]  # of the row-pruned matrix
-            own = {"weight": (hidden, n), "gram": (_triangle(n),), "mean": (n,), "norm": (n,)}
-            own["input_gram"] = (_triangle(hidden),)
-            if graded:
-                own |= {"output_grad": (_triangle(hidden),), "taylor": (n,)}
-                own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in names}
-            found |= {f"{i}.{part}.{key}": size for key, size in own.items()}
+    sizes = shape.matrices(shape.blocks[index])
+    for part, names in (("attention", ATTENTION_MATRICES), ("ffn", FFN_MATRICES)):
+        if names[-1] not in sizes:
+            continue
+        hidden, n = sizes[names[-1]]  # of the row-pruned matrix
+        own = {"weight": (hidden, n), "gram": (_triangle(n),), "mean": (n,), "norm": (n,)}
+        own["input_gram"] = (_triangle(hidden),)
+        if graded:
+            own |= {"output_grad": (_triangle(hidden),), "taylor": (n,)}
+            own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in names}
+        found |= {f"{part}.{key}": size for key, size in own.items()}
     return found
 
 

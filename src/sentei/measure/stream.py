@@ -37,7 +37,7 @@ def part_linears(family: Family, block: nn.Module, part: str) -> dict[str, nn.Li
 
 def run_block(family: Family, model: nn.Module, index: int, hidden: Tensor) -> Tensor:
     """Block `index` on `hidden` `[B, T, hidden]`, without cache or padding."""
-    out = family.blocks(model)[index](hidden, **family.block_inputs(model, hidden, index))
+    out = family.block(model, index)(hidden, **family.block_inputs(model, hidden, index))
     return cast(Tensor, out[0] if isinstance(out, tuple) else out)  # a tuple before transformers 4.54
 
 

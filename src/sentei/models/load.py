@@ -16,7 +16,7 @@ from sentei.files import read_json
 from sentei.machine import resolve_device, resolve_dtype
 from sentei.models.identity import digest, stored_digest, with_tokenizer
 from sentei.models.source import check_no_adapter, find
-from sentei.models.weights import check_depth, dtype_of, read_weights, stored_tensors, weight_files
+from sentei.models.weights import check_depth, dtype_of, read_weights, stored_tensors, stream_weights, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,6 +62,7 @@ def load(
     dtype: str = "auto",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    streamed: bool = False,
 ) -> Loaded:
     """Loads a dense or pruned model and its tokenizer.
 
@@ -72,6 +73,7 @@ def load(
         device: "cpu", "cuda", "cuda:1", "mps"; "auto" or None: a CUDA GPU if there is one, else the CPU.
         trust_remote_code: run code from the model's directory, for architectures that sentei does not know.
             Models that sentei saved never need it here.
+        streamed: blocks are read when they are wanted, one at a time, for models larger than memory.
 
     Raises:
         InputError: no such model, unknown architecture, pickled weights, broken or missing files, wrong shapes, NaN,
@@ -92,9 +94,11 @@ def load(
     if kind is None:
         raise InputError(f"{found.directory}/config.json: dtype {stored!r}; --dtype stored knows {', '.join(DTYPES)}")
     if trust_remote_code and model_type.removeprefix("sentei_") not in FAMILIES:
+        if streamed:
+            raise InputError(f"{found.directory}: only architectures that sentei knows are read block by block")
         model = _load_remote(found.directory, kind, where)
     else:
-        model = _load_known(found.directory, model_type, values, kind, where)
+        model = _load_known(found.directory, model_type, values, kind, where, streamed)
     if not getattr(model.config, "sentei_source", None):
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
     model.config.sentei_dtype = stored  # what `save` stores
@@ -120,7 +124,7 @@ def context_length(model: Any) -> int:
 
 
 def _load_known(
-    directory: Path, model_type: str, values: dict[str, Any], kind: torch.dtype, device: str
+    directory: Path, model_type: str, values: dict[str, Any], kind: torch.dtype, device: str, streamed: bool
 ) -> PreTrainedModel:
     """With our own reader: one pass, every tensor checked, nothing initialised in vain."""
     import transformers
@@ -143,8 +147,11 @@ def _load_known(
         model = on_meta(getattr(module, f"{prefix}ForCausalLM"), config, kind)
     except _CONFIG_ERRORS as error:
         raise InputError(f"{directory}/config.json does not make a {model_type} model: {one_line(error)}") from error
-    weights = read_weights(stored, model, tied=config.tie_word_embeddings, dtype=kind, device=device)
-    model.load_state_dict(weights, assign=True)
+    tied = config.tie_word_embeddings
+    if streamed:
+        stream_weights(stored, model, family.blocks(model), tied=tied, dtype=kind, device=device)
+    else:
+        model.load_state_dict(read_weights(stored, model, tied=tied, dtype=kind, device=device), assign=True)
     if (directory / "generation_config.json").exists():
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(directory)

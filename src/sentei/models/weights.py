@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sentei.errors import InputError
+from sentei.families.streamed import State, StreamedBlocks, stream, streamed_blocks
 from sentei.files import read_json
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -138,7 +139,13 @@ def opened(file: Path) -> Iterator[Any]:
 
 
 def read_weights(
-    stored: dict[str, Stored], model: nn.Module, *, tied: bool, dtype: torch.dtype, device: str
+    stored: dict[str, Stored],
+    model: nn.Module,
+    *,
+    tied: bool,
+    dtype: torch.dtype,
+    device: str,
+    wanted: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
     """Reads the tensors that `model` (on meta) needs, in `dtype` on `device`.
 
@@ -148,23 +155,27 @@ def read_weights(
         tied: the head is the embedding, and is not read twice.
         dtype: of the result.
         device: of the result.
+        wanted: which of the tensors, by name; None: all. Some are copied out of the files, which are closed again.
 
     Raises:
         InputError: a file is truncated or corrupt; a tensor is missing, unexpected, of the wrong shape, not floating
             point, or has NaN or Inf; a head that should be tied differs from the embedding.
     """
     expected = model.state_dict()
+    named = {known if known in expected else f"model.{known}": place for known, place in stored.items()}
+    if wanted is not None:
+        expected = {name: value for name, value in expected.items() if wanted(name)}
+        named = {name: place for name, place in named.items() if wanted(name)}
     found: dict[str, Tensor] = {}
-    files = list(dict.fromkeys(place.file for place in stored.values()))
+    files = list(dict.fromkeys(place.file for place in named.values()))
     for file in files:
         with opened(file) as handle:
-            for known, place in stored.items():
+            for name, place in named.items():
                 if place.file == file:
-                    name = known if known in expected else f"model.{known}"
                     tensor = handle.get_tensor(place.name)
                     _check(tensor, expected.get(name), f"{file}: tensor {place.name}")
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
-                    found[name] = tensor.to(device=device, dtype=kind)
+                    found[name] = tensor.to(device=device, dtype=kind, copy=wanted is not None)
                     _check_finite(found[name], f"{file}: tensor {place.name}")
     if tied and _HEAD in found:  # of two names for one tensor, either may be stored
         found.setdefault(_EMBEDDING, found[_HEAD])
@@ -187,6 +198,25 @@ def read_weights(
             "config.json and weights do not belong together, or a file is not complete"
         )
     return found
+
+
+def stream_weights(
+    stored: dict[str, Stored], model: nn.Module, blocks: nn.ModuleList, *, tied: bool, dtype: torch.dtype, device: str
+) -> None:
+    """Reads what is outside the blocks of `model` (on meta), and its blocks when they are wanted; raises as above."""
+    outside = read_weights(
+        stored, model, tied=tied, dtype=dtype, device=device, wanted=lambda name: not _BLOCK.match(name)
+    )
+    model.load_state_dict(outside, assign=True, strict=False)
+
+    def read(index: int) -> State:
+        prefix = f"model.layers.{index}."
+        tensors = read_weights(
+            stored, model, tied=False, dtype=dtype, device=device, wanted=lambda name: name.startswith(prefix)
+        )
+        return {name.removeprefix(prefix): value for name, value in tensors.items()}
+
+    stream(model, StreamedBlocks(blocks, read, device=device))
 
 
 def _check(tensor: Tensor, expected: Tensor | None, where: str) -> None:

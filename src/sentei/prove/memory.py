@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sentei.memory import peak, reset_peak
 from sentei.prove.forward import evaluating, final_hidden
 
 
@@ -30,7 +29,7 @@ def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | 
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
-    _reset_peak()
+    reset_peak()
     with evaluating(model):
         ids = torch.zeros((batch, context), dtype=torch.long, device=model.device)
         _, cache = final_hidden(model, ids, use_cache=True)
@@ -39,7 +38,7 @@ def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | 
         "kv_cache_bytes": cache_bytes(cache),
         "batch": batch,
         "context": context,
-        "peak_rss_bytes": _peak(),
+        "peak_rss_bytes": peak(),
     }
     if cuda:
         found["peak_device_bytes"] = torch.cuda.max_memory_allocated(model.device)
@@ -55,22 +54,3 @@ def cache_bytes(cache: Any) -> int:
     else:  # transformers before 4.54
         tensors = [*cache.key_cache, *cache.value_cache]
     return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-
-
-def _reset_peak() -> None:
-    """Starts the count of the peak anew; only Linux can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return  # the peak since the start of the process is reported, as `memory` says
-
-
-def _peak() -> int:
-    """The most memory that this process held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        if line is not None:
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

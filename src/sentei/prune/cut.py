@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ from sentei.errors import SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.families.modeling_sentei import LowRankLinear
+from sentei.families.streamed import streamed_blocks
 from sentei.families.surgery import fill, head_rows, kept, skeleton
 from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
+from sentei.memory import check_memory
 from sentei.models.identity import check_same
 from sentei.models.load import as_loaded
 from sentei.plan import BlockPlan, Plan
@@ -39,6 +42,8 @@ def cut(
     tokens: int = 65536,
     window: int = 512,
     tokenizer: Any = None,
+    memory: int | None = None,
+    work: Path | None = None,
     progress: Progress | None = None,
 ) -> PreTrainedModel:
     """Cuts `model` by `plan`; the model itself stays as it is.
@@ -51,15 +56,18 @@ def cut(
         tokens: at most this many calibration tokens are read.
         window: tokens per window.
         tokenizer: needed for texts where `model` carries none.
+        memory: bytes that the process may use; refused before the work where it needs more.
+        work: a directory where the blocks of a cut streamed model are, which is streamed too; it has to stay as long
+            as that model is used.
         progress: told about every block.
 
     Raises:
-        InputError: the plan is for another model, or the data cannot be used.
+        InputError: the plan is for another model, the data cannot be used, or the memory does not suffice.
     """
     loaded = as_loaded(model, tokenizer)
     dense, family = loaded.model, family_of(loaded.model.config)
     check_same(loaded, plan.model, plan.dense, "the plan")
-    pruned = skeleton(dense, plan.shape())
+    pruned = skeleton(dense, plan.shape(), work if streamed_blocks(dense) is not None else None)
     compensation = COMPENSATIONS[plan.compensation]
     windows = None
     if compensation is not COMPENSATIONS["none"] or plan.refine != "none":
@@ -69,27 +77,40 @@ def cut(
         widest = max(max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks)
         needed = windows.ids.numel() * (2 * plan.dense.hidden + widest) * dense.dtype.itemsize
         progress.say(f"  cut: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the two models")
+        check_memory(memory, needed + _fit_bytes(plan), "cut", "read fewer --tokens")
     with torch.no_grad(), progress.stage("cut", total=len(plan.blocks), unit="blocks") as bar:
         streams = None
         if windows is not None and compensation is not COMPENSATIONS["none"]:
             entered = embed(family, dense, windows)
             streams = _Streams(windows, entered, entered.clone())
         for index, block in enumerate(plan.blocks):
-            new, old = family.blocks(pruned)[index], family.blocks(dense)[index]
+            new, old = family.block(pruned, index), family.block(dense, index)
             fill(family, new, old, block, plan.dense)
             for part in PARTS:
                 if streams is None:
                     _truncate(family, new, old, plan, index, part)
                 else:
                     _Part(family, dense, pruned, plan, index, part).run(streams, compensation)
+            _check_finite(new, f"block {index}: ")
             bar.advance()
     if plan.refine == "block":
         from sentei.prune.refine import refine_blocks
 
         assert windows is not None  # wanted above
         refine_blocks(dense, pruned, windows, progress=progress)
-    _check_finite(pruned)
+        for index in range(len(plan.blocks)):
+            _check_finite(family.block(pruned, index), f"block {index}: ")
     return pruned
+
+
+def _fit_bytes(plan: Plan) -> int:
+    """What fitting the largest part takes: weights of two blocks in fp32, sums of both shares, and the fp64 system."""
+    most = 0
+    for block in plan.dense.blocks:
+        n = max(block.ffn, block.kv_groups * block.heads_per_group * plan.dense.head_dim)
+        weights = plan.dense.attention_params(block) + plan.dense.ffn_params(block)
+        most = max(most, 2 * 4 * weights + n * (n + plan.dense.hidden) * (2 * 4 + 4 * 8))
+    return most
 
 
 def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:
@@ -130,7 +151,7 @@ class _Part:
         self.family, self.part, self.head_dim = family, part, plan.dense.head_dim
         self.heads_per_group = plan.dense.blocks[index].heads_per_group
         self.block: BlockPlan = plan.blocks[index]
-        self.old_block, self.new_block = family.blocks(dense)[index], family.blocks(pruned)[index]
+        self.old_block, self.new_block = family.block(dense, index), family.block(pruned, index)
         self.dense_part = family.part(self.old_block, part)
         self.old, self.new = _runner(family, dense, index, part), _runner(family, pruned, index, part)
         self.old_linears = part_linears(family, self.old_block, part)
@@ -226,7 +247,7 @@ class _Part:
 
 def _runner(family: Family, model: nn.Module, index: int, part: str) -> Callable[[Tensor], Tensor] | None:
     """The part as a function of the residual stream, its norm included; None where it was removed."""
-    block = family.blocks(model)[index]
+    block = family.block(model, index)
     if part == "ffn":
         ffn, norm = family.ffn(block), family.ffn_norm(block)
         return None if ffn is None else lambda hidden: ffn(norm(hidden))
@@ -236,7 +257,7 @@ def _runner(family: Family, model: nn.Module, index: int, part: str) -> Callable
     return lambda hidden: attention(hidden_states=norm(hidden), **family.block_inputs(model, hidden, index))[0]
 
 
-def _check_finite(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
+def _check_finite(block: nn.Module, where: str) -> None:
+    for name, parameter in block.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise SenteiError(f"{name} is not finite after the cut; use more calibration data or --dtype float32")
+            raise SenteiError(f"{where}{name} is not finite after the cut; use more calibration data or --dtype float32")

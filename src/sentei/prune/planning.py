@@ -139,7 +139,7 @@ def problem_for(
     chosen = SCORES[score]
     whole = [_whole(profile, i) for i in range(len(profile.blocks))]
     curves = curves_of(profile, chosen, weigh, seed) if ranked else whole
-    angles = [block.angle for block in profile.blocks]
+    angles = profile.angles
     return Problem(profile.shape, curves, angles, budget, score, compensation, protect, weigh)
 
 

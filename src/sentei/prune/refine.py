@@ -190,7 +190,7 @@ class _Refiner:
         return masters
 
     def _block(self, index: int) -> nn.Module:
-        return self.family.blocks(self.pruned)[index]
+        return self.family.block(self.pruned, index)
 
     @torch.no_grad()
     def heldout(self, index: int) -> float:

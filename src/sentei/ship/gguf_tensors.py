@@ -62,7 +62,7 @@ def entries(model: Any, family: Family, shape: ModelShape, layout: Layout) -> It
         plain = rope["rope_theta"] ** -(torch.arange(0, shape.head_dim, 2).to(inv_freq) / shape.head_dim)
         yield _plain("rope_freqs.weight", plain / inv_freq)  # llama.cpp divides the plain frequencies by these
     for number, block in enumerate(layout.blocks):
-        source = family.blocks(model)[block.index]
+        source = family.block(model, block.index)
         for entry in (
             *_attention(family, source, shape, layout, block),
             *_ffn(family, source, shape, block),

@@ -1,0 +1,66 @@
+"""Memory of this process, and the promise of `--memory`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from sentei.errors import InputError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "4GB", "1.5 GiB", "800M" or "2000000000".
+
+    Raises:
+        InputError: no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or not float(match[1]):
+        raise InputError(f"{text!r} is no size of memory; expected one like 4GB, 1.5GiB or 800MB")
+    unit = match[2].lower()
+    if match[3] and unit:
+        return int(float(match[1]) * 1024 ** "kmgt".index(unit) * 1024)
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def check_memory(limit: int | None, needed: int, what: str, mend: str) -> None:
+    """Refuses work that needs more memory than it may have.
+
+    Args:
+        limit: bytes that this process may hold; None: all.
+        needed: bytes that the work takes beside what the process holds already.
+        what: does the work.
+        mend: how it would need less.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    if limit is not None and (total := peak() + needed) > limit:
+        raise InputError(
+            f"{what} needs about {total / 1e9:.2f} GB of memory, --memory allows {limit / 1e9:.2f} GB; {mend}"
+        )
+
+
+def reset_peak() -> None:
+    """Starts the count of the peak anew; only Linux can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # the peak since the start of the process is reported
+
+
+def peak() -> int:
+    """The most memory that this process held, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if line is not None:
+            return int(line.split()[1]) * 1024
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, others KiB
