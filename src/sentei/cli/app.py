@@ -124,6 +124,10 @@ Tokens = Annotated[int, typer.Option(min=2, help="Read at most this many tokens.
 Window = Annotated[int, typer.Option(min=2, help="Tokens per window.")]
 Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL or parquet rows.")]
 Length = Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Keep within this much, like 4GB: one block is in memory at a time.", metavar="SIZE"),
+]
 FormatOption = Annotated[Format, typer.Option("--format", help="How data are printed on stdout.")]
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="Computed in; auto: what is fast here, stored: as the checkpoint is.")

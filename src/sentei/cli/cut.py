@@ -14,6 +14,7 @@ from sentei.cli.app import (
     Field,
     Format,
     FormatOption,
+    Memory,
     Model,
     Out,
     Overwrite,
@@ -35,25 +36,34 @@ def cut_command(
     field: Field = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    memory: Memory = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
 ) -> None:
     """Remove what the plan removes and fit what stays; writes a directory that plain transformers loads."""
     from sentei.data.calibration import read_calibration
+    from sentei.memory import parse_bytes
+    from sentei.outputs import claimed
     from sentei.plan import Plan
     from sentei.progress import TerminalProgress
 
     hold(out, model, plan, data, overwrite=overwrite)
+    limit = None if memory is None else parse_bytes(memory)
     wanted = Plan.load(plan)
     texts = None if data is None else read_calibration(data, field)
     from sentei.models.load import load
     from sentei.models.save import save
     from sentei.prune.cut import cut
 
-    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
-    small = cut(loaded, wanted, texts, tokens=tokens, window=window, progress=TerminalProgress())
-    save(small, out, tokenizer=loaded.tokenizer, plan=wanted, overwrite=overwrite)
+    streamed = limit is not None
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, streamed=streamed)
+    with claimed(out) as beside:
+        work = beside / "blocks"
+        small = cut(
+            loaded, wanted, texts, tokens=tokens, window=window, memory=limit, work=work, progress=TerminalProgress()
+        )
+        save(small, out, tokenizer=loaded.tokenizer, plan=wanted, overwrite=overwrite)
     shape = wanted.shape()
     if format is Format.json:
         print_json(

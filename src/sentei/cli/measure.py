@@ -14,6 +14,7 @@ from sentei.cli.app import (
     Field,
     Format,
     FormatOption,
+    Memory,
     Model,
     Out,
     Overwrite,
@@ -40,25 +41,38 @@ def measure_command(
     field: Field = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    memory: Memory = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
 ) -> None:
     """Measure what each part of MODEL does for your data: one pass, kept in a PROFILE/ directory."""
     from sentei.data.calibration import read_calibration
+    from sentei.memory import parse_bytes
+    from sentei.outputs import atomic_dir
     from sentei.progress import TerminalProgress
 
     hold(out, model, data, overwrite=overwrite)
+    limit = None if memory is None else parse_bytes(memory)
     texts = read_calibration(data, field)
     from sentei.measure.collect import measure
     from sentei.models.load import load
 
-    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
-    profile = measure(
-        loaded, texts, tokens=tokens, window=window, gradient_tokens=gradient_tokens, progress=TerminalProgress()
-    )
-    profile.info["data"] = Path(data).name
-    profile.save(out, overwrite=overwrite)
+    streamed = limit is not None
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, streamed=streamed)
+    with atomic_dir(out, overwrite=overwrite) as scratch:
+        profile = measure(
+            loaded,
+            texts,
+            tokens=tokens,
+            window=window,
+            gradient_tokens=gradient_tokens,
+            memory=limit,
+            into=scratch,
+            progress=TerminalProgress(),
+        )
+        profile.info["data"] = Path(data).name
+        profile.write(scratch)
     if format is Format.json:
         print_json({"schema_version": 1, "profile": str(out), "tokens": profile.tokens, "blocks": len(profile.blocks)})
     else:

@@ -92,6 +92,7 @@ class BlockFiles:
 
     def write(self, index: int, state: State) -> None:
         """Keeps the tensors of a block."""
+        self.directory.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in state.items()}, self._file(index))
 
 

@@ -287,8 +287,8 @@ def search_kinds(text: str, budget: Budget) -> tuple[str, ...]:
 def _profile(loaded: Loaded, windows: Windows, out: Path, progress: Progress) -> Profile:
     path = out / "profile"
     if not (path / "profile.json").exists():
-        settings = {"tokens": windows.ids.numel(), "gradient_tokens": GRADIENT_TOKENS}
-        measure(loaded, windows, progress=progress, **settings).save(path)
+        tokens = windows.ids.numel()
+        measure(loaded, windows, tokens=tokens, gradient_tokens=GRADIENT_TOKENS, progress=progress).save(path)
     profile = Profile.load(path)  # as stored, with rounded weights: a resumed run must see the same menus
     check_same(loaded, profile.model_digest, profile.shape, str(path))
     return profile

@@ -127,9 +127,7 @@ def _data_digest(windows: Windows) -> str:
     return total.hexdigest()
 
 
-def _memory_needed(
-    shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int, streamed: bool = False
-) -> int:
+def _memory_needed(shape: ModelShape, tokens: int, gradient_tokens: int, itemsize: int, streamed: bool = False) -> int:
     """Bytes of the hidden states (all once, the gradient pass's at every block) and of the statistics in fp32.
 
     Of a streamed model one block is in memory: its weights, and what sums of its statistics take while they are packed.

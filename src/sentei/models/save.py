@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sentei.errors import SenteiError
 from sentei.families import modeling_sentei
+from sentei.families.streamed import streamed_blocks
 from sentei.files import read_json, write_json, write_text
 from sentei.models.card import model_card
+from sentei.models.shards import save_streamed
 from sentei.outputs import atomic_dir
 from sentei.plan import Plan
 
@@ -57,7 +59,10 @@ def save(
     saved = model if stock is None else stock
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
         with quiet():
-            saved.save_pretrained(scratch, state_dict=_as_stored(saved))
+            if (blocks := streamed_blocks(saved)) is None:
+                saved.save_pretrained(scratch, state_dict=_as_stored(saved, saved.state_dict(keep_vars=True)))
+            else:
+                save_streamed(saved, blocks, scratch, lambda state: _as_stored(saved, state))
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         _mend_config(scratch, type(saved).__name__, plan, bundled=stock is None)
@@ -72,8 +77,12 @@ def save(
     return Path(directory)
 
 
-def _as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights on the CPU in the checkpoint's dtype, whatever they were computed in; what is shared stays shared.
+def _as_stored(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model on the CPU in the checkpoint's dtype, whatever they were computed in.
+
+    Args:
+        model: says the dtype.
+        state: with the parameters themselves (`keep_vars`): detached ones would not show what is shared, and stays so.
 
     Raises:
         SenteiError: values that the checkpoint's dtype does not reach.
@@ -81,7 +90,6 @@ def _as_stored(model: PreTrainedModel) -> dict[str, Tensor]:
     declared = getattr(torch, str(getattr(model.config, "sentei_dtype", None)), None)
     kind = declared if isinstance(declared, torch.dtype) and declared.is_floating_point else model.dtype
     cast: dict[int, Tensor] = {}
-    state = model.state_dict(keep_vars=True)  # detached ones would not show what is shared
     for name, value in state.items():
         if id(value) not in cast:
             found = value.detach().to("cpu", kind if value.is_floating_point() else value.dtype)

@@ -260,4 +260,6 @@ def _runner(family: Family, model: nn.Module, index: int, part: str) -> Callable
 def _check_finite(block: nn.Module, where: str) -> None:
     for name, parameter in block.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise SenteiError(f"{where}{name} is not finite after the cut; use more calibration data or --dtype float32")
+            raise SenteiError(
+                f"{where}{name} is not finite after the cut; use more calibration data or --dtype float32"
+            )
