@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 import sys
 from pathlib import Path
 
 from sentei.errors import InputError
 
+_M_MMAP_THRESHOLD, _MAPPED = -3, 1 << 20  # of malloc.h; allocations from this size on are mapped on their own
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 
@@ -43,6 +46,17 @@ def check_memory(limit: int | None, needed: int, what: str, mend: str) -> None:
         raise InputError(
             f"{what} needs about {total / 1e9:.2f} GB of memory, --memory allows {limit / 1e9:.2f} GB; {mend}"
         )
+
+
+def return_freed_memory() -> None:
+    """Lets freed tensors go back to the system at once, where the C library can be told so (glibc).
+
+    It would keep blocks of up to 32 MB for later, and pieces of them in between make four times a block's weights
+    stay.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library: there memory is as it is
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED)
 
 
 def reset_peak() -> None:

@@ -14,6 +14,7 @@ from sentei.families import FAMILIES, family_of
 from sentei.families.features import check_features
 from sentei.files import read_json
 from sentei.machine import resolve_device, resolve_dtype
+from sentei.memory import return_freed_memory
 from sentei.models.identity import digest, stored_digest, with_tokenizer
 from sentei.models.source import check_no_adapter, find
 from sentei.models.weights import check_depth, dtype_of, read_weights, stored_tensors, stream_weights, weight_files
@@ -149,6 +150,7 @@ def _load_known(
         raise InputError(f"{directory}/config.json does not make a {model_type} model: {one_line(error)}") from error
     tied = config.tie_word_embeddings
     if streamed:
+        return_freed_memory()
         stream_weights(stored, model, family.blocks(model), tied=tied, dtype=kind, device=device)
     else:
         model.load_state_dict(read_weights(stored, model, tied=tied, dtype=kind, device=device), assign=True)
