@@ -292,8 +292,8 @@ class _Run:
             return loaded
         recipe = self.recipe
         self.progress.say(f"  loading {Path(recipe.model).name}")
-        options = {"dtype": recipe.dtype, "device": recipe.device}
-        return load(recipe.model, **options, trust_remote_code=recipe.trust_remote_code)
+        trust = recipe.trust_remote_code
+        return load(recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=trust)
 
 
 def fingerprint(source: str) -> str:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sentei.errors import InputError
-from sentei.families.streamed import State, StreamedBlocks, stream, streamed_blocks
+from sentei.families.streamed import State, StreamedBlocks, stream
 from sentei.files import read_json
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
