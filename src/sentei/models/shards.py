@@ -48,12 +48,16 @@ def save_streamed(
 
 def _block(blocks: StreamedBlocks, index: int) -> State:
     blocks.enter(index)
-    return {f"model.layers.{index}.{name}": value for name, value in blocks.blocks[index].state_dict(keep_vars=True).items()}
+    return {
+        f"model.layers.{index}.{name}": value for name, value in blocks.blocks[index].state_dict(keep_vars=True).items()
+    }
 
 
 def _outside(model: PreTrainedModel) -> State:
     """What is in memory always; a head that is the embedding is stored once."""
-    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if not name.startswith("model.layers.")}
+    state = {
+        name: value for name, value in model.state_dict(keep_vars=True).items() if not name.startswith("model.layers.")
+    }
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     return state
