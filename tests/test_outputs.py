@@ -216,3 +216,11 @@ def test_a_full_disk_is_told_by_the_name_of_the_output(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write /proc/cache"), told_as(out):
         write_text(Path("/proc/cache"), "x")  # of another place
     assert names(tmp_path) == []
+
+
+def test_a_file_is_replaced_by_one_of_its_kind(tmp_path: Path) -> None:
+    from sentei.plan import Plan
+
+    (tmp_path / "profile.json").write_text("{}")
+    with pytest.raises(InputError, match="no earlier result of this kind"):
+        check_output(tmp_path / "profile.json", overwrite=True, ours=Plan.load)

@@ -51,11 +51,22 @@ def check_output(
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
             if not overwrite:
                 raise InputError(f"{path} exists and is not empty; choose another --out, or pass --overwrite")
-            ours(path)
+            _refuse_other(path, ours)
         elif path.exists() and not path.is_dir():
             raise InputError(f"{path} is neither a file nor a directory; choose another --out")
         probe(path)
     return path
+
+
+def _refuse_other(path: Path, ours: Callable[[Path], object]) -> None:
+    try:
+        ours(path)
+    except InputError as error:
+        if ours is replaceable:
+            raise
+        raise InputError(
+            f"{path} is no earlier result of this kind, and --overwrite replaces nothing else ({error})"
+        ) from error
 
 
 def refuse_place(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
