@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -93,6 +93,7 @@ class Recover(_Section):
     Attributes:
         pool: candidates: a file or directory that `sentei select` reads, an `hf:` name, or `demo`.
         select: a strategy from `sentei methods`; `all` trains on the whole pool.
+        rows: at most so many candidates of the pool are read, drawn by the seed.
         budget: how much is selected: a share of the pool (0.2), rows (500), or tokens ("40000 tokens").
         tune: an adapter from `sentei methods`.
         budget_params: trainable parameters: "1%" of the block params, a share, or a number.
@@ -100,6 +101,7 @@ class Recover(_Section):
         mask: `static`, or `grow`: sparse entries move while training.
         loss: from the text (`sft`), the dense model (`kd`) or both; default: both.
         tokens: how many are trained on, prompts included.
+        batch_tokens: of a step; smaller ones make more steps of few tokens.
         learning_rate: the highest; default: that of the adapter.
         target: texts of the wanted capability, a pool of any format.
         strict: a recovery that leaves the model no nearer to the dense one, so that the cut model is kept, ends the run
@@ -110,6 +112,7 @@ class Recover(_Section):
     """
 
     pool: str = "demo"
+    rows: Annotated[int, Field(ge=2, le=LARGEST)] | None = None
     select: str = "auto"
     budget: int | float | str = "0.2"
     tune: str = "lora+sparse"
@@ -118,6 +121,7 @@ class Recover(_Section):
     mask: str = "static"
     loss: Literal["sft", "kd", "both"] | None = None
     tokens: Positive = 200_000
+    batch_tokens: Annotated[int, Field(ge=2, le=LARGEST)] = 2048
     learning_rate: float | None = Field(default=None, gt=0)
     target: str | None = None
     strict: bool = False
@@ -145,10 +149,29 @@ class Ship(_Section):
         return [value] if isinstance(value, str) else value
 
 
+class Fitted(_Section):
+    """What `minutes` made of a recipe; sentei writes it into the recipe of the run.
+
+    Attributes:
+        minutes: that were to be met.
+        tokens_per_second: of the dense model's forward pass, when the run began.
+        wanted: the numbers that became smaller, as they were.
+        asked: sha256 of the recipe that was given.
+    """
+
+    minutes: float
+    tokens_per_second: float
+    wanted: dict[str, int | float | str]
+    asked: str
+
+
 class Recipe(_Section):
     """A whole run.
 
     Attributes:
+        minutes: how long it may take, about, on the machine where it begins: its tokens, windows and rows are scaled
+            down to that, see `sentei.scaling`; left out: what it says is done.
+        fitted: the outcome.
         dtype: that models are computed in: `auto` (what is fast on the device), `stored` (as the checkpoint is), or a
             name. A run keeps what it was started with, wherever it goes on.
         device: `auto` (a CUDA GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`. No result hangs on
@@ -168,6 +191,8 @@ class Recipe(_Section):
     device: str = "auto"
     trust_remote_code: bool = False
     seed: Seed = 0
+    minutes: float | None = Field(default=None, gt=0)
+    fitted: Fitted | None = None
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:

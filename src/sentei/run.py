@@ -26,6 +26,7 @@ from sentei.recipe import Recipe
 from sentei.record import MachineRecord, read_record
 from sentei.registry import Registry
 from sentei.run_machine import seed_all, settle
+from sentei.scaling import known_fit
 from sentei.schema import read
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def run(
             hint = f"`sentei resume {out}` goes on with the run in it, --overwrite runs another recipe there"
             raise InputError(f"{out} exists and is not empty; {hint}")
         probe(out / "recipe.yaml")
+        recipe = known_fit(recipe, Recipe.load(out / "recipe.yaml"))
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out: it holds no run")
     else:
@@ -164,6 +166,7 @@ class _Run:
             self.stages[name].check(self.recipe)
         if any(self.stages[name].suits for name in todo):
             self._look(todo)
+            keys = self._keys(self.recipe)
         fresh = not self.out.exists()
         with locked(self.out):
             try:
@@ -186,16 +189,25 @@ class _Run:
         return report
 
     def _look(self, todo: list[str]) -> None:
-        """What only the dense model can tell: whether the recipe suits it, and how long all will take."""
-        from sentei.estimate import estimate
+        """What only the dense model can tell: what the recipe becomes with it, and how long all will take."""
+        from sentei.estimate import estimate, pace_of
+        from sentei.models.load import context_length
+        from sentei.scaling import digest_of, within_context, within_minutes
 
-        dense = self._dense()
+        def tokens_of(recipe: Recipe) -> dict[str, float]:
+            return {name: stage.tokens(recipe) for name, stage in self.stages.items()}
+
+        dense, say, asked = self._dense(), self.progress.say, digest_of(self.asked)
+        pace = pace_of(dense)
+        self.asked = within_context(self.asked, context_length(dense.model), say)
+        self.asked = within_minutes(self.asked, tokens_of, pace, say, asked)
+        self.recipe = self.asked.model_copy(update={"dtype": self.recipe.dtype})
         for name in todo:
             if suits := self.stages[name].suits:
                 suits(self.recipe, dense)
-        tokens = {name: self.stages[name].tokens(self.recipe) for name in todo}
-        if any(tokens.values()) and isinstance(self.progress, TerminalProgress):
-            self.progress.say(f"  {estimate(dense, tokens)}")
+        tokens = {name: count for name, count in tokens_of(self.recipe).items() if count and name in todo}
+        if tokens and isinstance(self.progress, TerminalProgress):
+            say(f"  {estimate(dense, tokens, pace)}")
         self.kept = dense
 
     def _attempt(self, name: str) -> None:

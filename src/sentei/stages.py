@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentei import estimate
+from sentei import estimate, stage_checks
 from sentei.files import write_json, write_text
 from sentei.recipe import Prune, Recipe
 from sentei.record import read_record
@@ -68,14 +68,6 @@ def _judges(context: Context) -> Windows:
     return as_windows(read_texts(context.recipe.data), context.dense().tokenizer, window=settings.window, tokens=tokens)
 
 
-def _check_method(recipe: Recipe) -> None:
-    from sentei.prune.methods import method
-    from sentei.prune.planning import parts_of
-
-    prune = recipe.prune
-    parts_of(method(prune.method), prune.score, prune.allocation, prune.compensation)
-
-
 def _cut(context: Context) -> dict[str, Any]:
     from sentei.data.text import read_texts
     from sentei.models.save import save
@@ -131,11 +123,11 @@ def _calibrated_on(recipe: Recipe) -> dict[str, float]:
 
 
 def _check_evidence(recipe: Recipe) -> None:
-    from sentei.prove.evaluate import read_tasks, read_texts_named
+    from sentei.prove.evaluate import read_named, read_tasks
+    from sentei.prove.tasks import check_tasks
 
-    for source in recipe.prove.texts:
-        read_texts_named(source)
-    read_tasks(recipe.prove.tasks)
+    read_named(recipe.prove.texts)
+    check_tasks(read_tasks(recipe.prove.tasks))
 
 
 def _calibration(recipe: Recipe) -> float:
@@ -209,12 +201,14 @@ MEASURE = Stage(
     _measure,
     reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
     check=_check_data,
+    suits=stage_checks.measure_suits,
     tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,
 )
 PLAN = Stage(
     _plan,
     reads=lambda r: [r.budget.model_dump(), r.prune.model_dump(), r.seed],
-    check=_check_method,
+    check=stage_checks.check_parts,
+    suits=stage_checks.plan_suits,
     after=("measure",),
     tokens=_plan_tokens,
 )
@@ -229,6 +223,7 @@ PROVE = Stage(
     _prove,
     reads=lambda r: [r.prove.model_dump(), [fingerprint(source) for source in [*r.prove.texts, *r.prove.tasks]]],
     check=_check_evidence,
+    suits=stage_checks.prove_suits,
     after=("cut", "tune"),
     tokens=_prove_tokens,
 )

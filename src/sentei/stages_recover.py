@@ -6,14 +6,18 @@ They are wanted where the recipe has a section `recover`. `select` and `tune` go
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sentei import estimate
+import numpy as np
+
+from sentei import estimate, stage_checks
 from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.outputs import publish
 from sentei.recipe import Recipe, Recover
 from sentei.run import Context, Stage, fingerprint
+from sentei.schema import LARGEST
 
 if TYPE_CHECKING:
     from sentei.data.pools import Pool
@@ -26,11 +30,16 @@ def _section(recipe: Recipe) -> Recover:
     return recipe.recover
 
 
-def _pool(recipe: Recipe) -> Pool:
+def pool_of(recipe: Recipe) -> Pool:
     """The candidates. Of the demo's skills only rows that `prove` does not read."""
     from sentei.data.pools import read_pool
 
-    return read_pool(_section(recipe).pool, evaluated=recipe.prove.limit)
+    recover = _section(recipe)
+    pool = read_pool(recover.pool, evaluated=recipe.prove.limit)
+    if recover.rows is None or recover.rows >= len(pool.rows):
+        return pool
+    drawn = np.random.default_rng(recipe.seed).permutation(len(pool.rows))[: recover.rows]
+    return replace(pool, rows=[pool.rows[at] for at in sorted(drawn.tolist())])
 
 
 def _wanted_texts(recover: Recover) -> list[str]:
@@ -54,7 +63,7 @@ def _select(context: Context) -> dict[str, Any]:
     made = select(
         context.dense(),
         _load(context, "cut"),
-        _pool(context.recipe),
+        pool_of(context.recipe),
         context.work / "selection",  # its shards are kept beside it, so they survive a kill
         budget=recover.budget,
         strategy=recover.select,
@@ -69,6 +78,7 @@ def _select(context: Context) -> dict[str, Any]:
 
 
 def _check_select(recipe: Recipe) -> None:
+    from sentei.recover.select.embed import find_embedder
     from sentei.recover.select.picking import Amount
     from sentei.recover.select.select import find_strategy
 
@@ -76,8 +86,14 @@ def _check_select(recipe: Recipe) -> None:
     find_strategy(recover.select)
     if recover.select == "ids":
         raise InputError("recover.select: 'ids' needs a list of ids, which a recipe cannot give; use `sentei select`")
-    Amount.parse(recover.budget)
-    _pool(recipe)
+    find_embedder()
+    amount, rows = Amount.parse(recover.budget), len(pool_of(recipe).rows)
+    if not find_strategy(recover.select).takes_all and amount.unit != "tokens":
+        amount.check(rows, 0)
+        if amount.units(rows) < 2:
+            raise InputError(
+                f"recover.budget: {recover.budget} of {rows:,} rows is one row, at least 2 are learnt from"
+            )
     _wanted_texts(recover)
 
 
@@ -93,6 +109,7 @@ def _tune(context: Context) -> dict[str, Any]:
         criterion=recover.criterion,
         mask=recover.mask,
         tokens=recover.tokens,
+        batch_tokens=recover.batch_tokens,
         loss=recover.loss,
         learning_rate=recover.learning_rate,
         seed=context.recipe.seed,
@@ -106,9 +123,10 @@ def _tune(context: Context) -> dict[str, Any]:
 
 
 def _check_tune(recipe: Recipe) -> None:
-    from sentei.recover.tune.tune import check_names
+    from sentei.recover.tune.tune import check_names, parameter_budget
 
     recover = _section(recipe)
+    parameter_budget(recover.budget_params, LARGEST)
     check_names(adapter=recover.tune, loss=recover.loss, criterion=recover.criterion, mask=recover.mask)
 
 
@@ -147,7 +165,7 @@ def _compare(context: Context) -> dict[str, Any]:
 
 def _pool_tokens(recipe: Recipe, most: int | None = None) -> float:
     """Tokens of the pool, about; of `most` rows of it."""
-    rows = _pool(recipe).rows
+    rows = pool_of(recipe).rows
     share = 1.0 if most is None else min(1.0, most / len(rows))
     return share * estimate.tokens_of(text for row in rows for text in (row.prompt, row.response))
 
@@ -163,12 +181,30 @@ def _of_select(recipe: Recipe) -> list[Any]:
     recover = _section(recipe)
     target = fingerprint(recover.target) if recover.target else None
     evaluated = recipe.prove.limit if recover.pool == "demo" else None
-    return [fingerprint(recover.pool), evaluated, recover.select, str(recover.budget), target, recipe.seed]
+    return [
+        fingerprint(recover.pool),
+        recover.rows,
+        evaluated,
+        recover.select,
+        str(recover.budget),
+        target,
+        recipe.seed,
+    ]
 
 
 def _of_tune(recipe: Recipe) -> list[Any]:
     r = _section(recipe)
-    return [r.tune, str(r.budget_params), r.criterion, r.mask, r.loss, r.tokens, r.learning_rate, recipe.seed]
+    return [
+        r.tune,
+        str(r.budget_params),
+        r.criterion,
+        r.mask,
+        r.loss,
+        r.tokens,
+        r.batch_tokens,
+        r.learning_rate,
+        recipe.seed,
+    ]
 
 
 def _is_wanted(recipe: Recipe) -> bool:
@@ -179,6 +215,7 @@ SELECT = Stage(
     _select,
     reads=_of_select,
     check=_check_select,
+    suits=stage_checks.select_suits,
     after=("cut",),
     tokens=lambda r: estimate.SCORE * _pool_tokens(r),
     wanted=_is_wanted,
@@ -188,6 +225,7 @@ TUNE = Stage(
     _tune,
     reads=_of_tune,
     check=_check_tune,
+    suits=stage_checks.tune_suits,
     after=("cut", "select"),
     tokens=lambda r: estimate.TUNE * _section(r).tokens,
     wanted=_is_wanted,

@@ -8,6 +8,7 @@ from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.recipe import Recipe, Ship
 from sentei.run import Context, Stage
+from sentei.stage_checks import ship_suits
 
 PROMPT, NEW = 512, 64  # tokens of the timing
 
@@ -21,7 +22,6 @@ def _section(recipe: Recipe) -> Ship:
 def _ship(context: Context) -> dict[str, Any]:
     from sentei.models.load import load
     from sentei.ship import ROUTES
-    from sentei.ship.engines import ENGINES as INSTALLABLE
     from sentei.ship.export import export
 
     ship = _section(context.recipe)
@@ -32,23 +32,43 @@ def _ship(context: Context) -> dict[str, Any]:
         file = f"model{ROUTES[name].suffix}" if ROUTES[name].suffix else name
         facts = export(small, name, context.out / "exports" / file, dtype=ship.dtype, progress=context.progress)
         context.progress.say(f"  {file}: {facts['bytes'] / 1e6:.1f} MB for {', '.join(facts['engines'])}")
-        runnable = any(engine in INSTALLABLE and INSTALLABLE[engine].installed() for engine in facts["engines"])
-        speed = _speed(context, name, file, facts["dtype"]) if ship.speed and runnable else None
+        speed = _speed(context, name, file, facts) if ship.speed else None
         exports.append({"file": f"exports/{file}", **facts, "speed": speed})
     write_json(context.out / "exports.json", exports)
     return {"exports": [row["file"] for row in exports]}
 
 
-def _speed(context: Context, route: str, file: str, dtype: str) -> dict[str, Any]:
-    """The export against the dense model's, which is made for that and goes with the stage."""
+def _speed(context: Context, route: str, file: str, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The export against the dense model's, which is made for that and goes with the stage; None where it cannot run.
+
+    A prompt that the model's context does not hold, with what comes after it, is shortened.
+    """
+    from sentei.models.load import context_length
     from sentei.ship.bench import bench
+    from sentei.ship.engines import ENGINES
     from sentei.ship.export import export
 
+    known = [ENGINES[name] for name in facts["engines"] if name in ENGINES]
+    if not any(engine.installed() for engine in known):
+        missing = (
+            f"{known[0].name} is not installed: pip install {known[0].package}" if known else "sentei runs no engine"
+        )
+        context.progress.say(f"  {file} is not timed: {missing}")
+        return None
     path, dense = context.out / "exports" / file, context.work / f"dense-{file}"
-    facts = export(context.dense(), route, dense, dtype=dtype, check=False, overwrite=True)
-    found = bench([dense, path], prompt=PROMPT, new=NEW, progress=context.progress)
+    model = context.dense()
+    sees = context_length(model.model)
+    if sees < 4:
+        context.progress.say(f"  {file} is not timed: the model sees {sees} tokens")
+        return None
+    new = min(NEW, sees // 2)
+    prompt = min(PROMPT, sees - new - 1)  # llama.cpp keeps room for one more
+    if prompt < PROMPT:
+        context.progress.say(f"  timed with {prompt} + {new} tokens: the model sees {sees:,}")
+    made = export(model, route, dense, dtype=facts["dtype"], check=False, overwrite=True)
+    found = bench([dense, path], prompt=prompt, new=new, progress=context.progress)
     runs = [run | {"export": f"exports/{file}"} for run in found["runs"] if run["export"] == str(path)]
-    return {"protocol": found["protocol"], "dense_bytes": facts["bytes"], "runs": runs}
+    return {"protocol": found["protocol"], "dense_bytes": made["bytes"], "runs": runs}
 
 
 def _check_ship(recipe: Recipe) -> None:
@@ -72,6 +92,7 @@ SHIP = Stage(
     _ship,
     reads=lambda r: r.ship and r.ship.model_dump(),
     check=_check_ship,
+    suits=ship_suits,
     after=("cut", "compare"),
     wanted=lambda r: r.ship is not None,
     publishes=("exports",),

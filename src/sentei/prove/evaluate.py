@@ -114,7 +114,7 @@ def evaluate(
     Raises:
         InputError: data, names or models that cannot be used, before the first model is loaded where possible.
     """
-    progress, named = shown(progress), _by_name(texts)
+    progress, named = shown(progress), read_named(texts)
     sets = read_tasks(tasks)
     sources = list(models) if isinstance(models, (list, tuple)) else [models]
     if not sources:
@@ -239,7 +239,12 @@ def _alike(models: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _by_name(texts: Sequence[str | Path | Texts]) -> dict[str, list[str]]:
+def read_named(texts: Sequence[str | Path | Texts]) -> dict[str, list[str]]:
+    """Texts by their names; see `read_texts_named`.
+
+    Raises:
+        InputError: two have one name.
+    """
     named: dict[str, list[str]] = {}
     for name, read in map(read_texts_named, texts):
         if name in named:

@@ -53,6 +53,16 @@ def run_harness(
     }
 
 
+def load_tasks(names: Sequence[str]) -> None:
+    """Loads the data of tasks by their names, to see that they can be had.
+
+    Raises:
+        InputError: an unknown name, or data that cannot be loaded.
+    """
+    with _quiet():
+        _load(names, None)
+
+
 def _pool(name: str, tasks: list[list[dict[str, Any]]], made_by: Sequence[Any] = ()) -> Scored:
     rows = [row for task in tasks for row in task if row["filter"] == task[0]["filter"]]
     metric = "acc" if "acc" in rows[0] else rows[0]["metrics"][0]

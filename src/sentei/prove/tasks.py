@@ -116,9 +116,7 @@ def score_tasks(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, expected at least 1")
-    names = [task if isinstance(task, str) else task.name for task in tasks]
-    if repeated := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two tasks are called {sorted(repeated)[0]!r}; rename one of the files")
+    names = _names(tasks)
     if not names:
         return {}
     from sentei.prove.harness import run_harness
@@ -127,3 +125,23 @@ def score_tasks(
         name: TaskResult.of(rows)
         for name, rows in run_harness(model, tokenizer, tasks, limit=limit, shots=shots, progress=progress).items()
     }
+
+
+def check_tasks(tasks: Sequence[TaskSet | str]) -> None:
+    """Refuses, before any model is loaded, tasks that cannot be scored; those of the harness have their data loaded.
+
+    Raises:
+        InputError: as `score_tasks`.
+    """
+    _names(tasks)
+    if named := [task for task in tasks if isinstance(task, str)]:
+        from sentei.prove.harness import load_tasks
+
+        load_tasks(named)
+
+
+def _names(tasks: Sequence[TaskSet | str]) -> list[str]:
+    names = [task if isinstance(task, str) else task.name for task in tasks]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two tasks are called {sorted(repeated)[0]!r}; rename one of the files")
+    return names

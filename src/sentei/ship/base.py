@@ -42,6 +42,7 @@ class Route:
         line: what it writes, in a few words.
         engines: what reads it, the one that parity tries first in front. Names of `sentei.ship.parity.ENGINES`, or of
             engines that we cannot run (vllm, sglang, trtllm, ollama).
+        ready: raises an InputError where what it writes with is not installed.
         refuse: why this model cannot go there and what can be done instead, in one sentence; None where it can.
         write: writes to the path that it gets (which does not exist where `suffix` is set, else an empty directory),
             and gives the facts for export.json. Known keys: "dtype" (of the weights in the file), "padding_bytes"
@@ -60,6 +61,7 @@ class Route:
     refuse: Callable[[Loaded], str | None]
     write: Callable[[Loaded, Path, Options], dict[str, Any]]
     suffix: str = ""
+    ready: Callable[[Options], None] = lambda options: None
     dtypes: tuple[str, ...] = tuple(FLOATS)
     options: Mapping[str, str] = field(default_factory=dict)
     reach: Callable[[Loaded], Mapping[str, str]] = lambda loaded: {}
@@ -67,10 +69,10 @@ class Route:
     serve: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, options: Options) -> None:
-        """Refuses options that this route does not know.
+        """Refuses options that this route does not know, or that it cannot have here.
 
         Raises:
-            InputError: an unknown dtype or option name.
+            InputError: an unknown dtype or option name, or something that is not installed.
         """
         if options.dtype not in ("auto", *self.dtypes):
             raise unknown(f"dtype for {self.name}", options.dtype, ("auto", *self.dtypes))
@@ -78,6 +80,7 @@ class Route:
             if name not in self.options:
                 known = ", ".join(f"{key} ({line})" for key, line in self.options.items()) or "none"
                 raise InputError(f"{self.name} has no option {name!r}{nearest(name, self.options)}; known: {known}")
+        self.ready(options)
 
 
 def worst_delta(record: Mapping[str, Any]) -> str:

@@ -66,12 +66,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     dtype = options.dtype_of(loaded.model)
     if dtype not in K_QUANTS:
         return _write(loaded, path, dtype, multiple=32 if dtype in BLOCKS else 1)
-    tool = shutil.which(QUANTISER)
-    if tool is None:
-        raise InputError(
-            f"{dtype} is written by llama.cpp's {QUANTISER}, which is not on PATH; "
-            "install llama.cpp (brew install llama.cpp, or its release page), or use --dtype Q8_0"
-        )
+    tool = _quantiser(dtype)
     with tempfile.TemporaryDirectory(prefix="full-", dir=path.parent) as scratch:
         full = Path(scratch) / "full.gguf"
         facts = _write(loaded, full, Options().dtype_of(loaded.model), multiple=256)
@@ -80,6 +75,22 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise InputError(f"{QUANTISER} failed with code {done.returncode}: {lines[-1] if lines else 'it says nothing'}")
     return facts | {"dtype": dtype, "notes": [*facts["notes"], f"quantised by {tool}; padding is counted before that"]}
+
+
+def _quantiser(dtype: str) -> str:
+    """Where llama.cpp's tool is."""
+    tool = shutil.which(QUANTISER)
+    if tool is None:
+        raise InputError(
+            f"{dtype} is written by llama.cpp's {QUANTISER}, which is not on PATH; "
+            "install llama.cpp (brew install llama.cpp, or its release page), or use --dtype Q8_0"
+        )
+    return tool
+
+
+def _ready(options: Options) -> None:
+    if options.dtype in K_QUANTS:
+        _quantiser(options.dtype)
 
 
 def _write(loaded: Loaded, path: Path, dtype: str, multiple: int) -> dict[str, Any]:
@@ -197,6 +208,7 @@ ROUTE = Route(
     line="one .gguf file in a stock architecture (llama, qwen3; deci, openelm for blocks of different sizes)",
     engines=("llama.cpp", "ollama"),
     refuse=refuse,
+    ready=_ready,
     write=write,
     suffix=".gguf",
     dtypes=(*OWN, *K_QUANTS),

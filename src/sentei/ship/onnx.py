@@ -23,7 +23,6 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     `attention_mask` (cache and new tokens), `position_ids`, `past_key_values.N.key` → `logits`, `present.N.key`. A
     removed attention part N has none.
     """
-    needs("onnx", "onnxscript", *(["onnxruntime"] if options.dtype == "INT8" else []))
     dtype, notes = options.dtype_of(loaded.model), []
     if dtype == "BF16":  # by "auto" only
         dtype = "F32"
@@ -90,6 +89,7 @@ ROUTE = Route(
     line="a directory with model.onnx: one graph for prefill and decode, the cache as inputs and outputs",
     engines=("onnxruntime",),
     refuse=lambda loaded: None,
+    ready=lambda options: needs("onnx", "onnxscript", *(["onnxruntime"] if options.dtype == "INT8" else [])),
     write=write,
     dtypes=("F32", "F16", "INT8"),
 )

@@ -21,7 +21,6 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     each row of the batch goes on with); output: `logits`. The cache is the state of an infer request.
     """
     dtype = options.dtype_of(loaded.model)
-    needs("openvino", *([] if dtype in FLOATS else ["nncf"]))
     with hushed():
         from transformers.exporters import OpenVINOExporter
 
@@ -46,6 +45,7 @@ ROUTE = Route(
     line="a directory with openvino_model.xml: one graph that keeps its cache to itself",
     engines=("openvino",),
     refuse=lambda loaded: None,
+    ready=lambda options: needs("openvino", *([] if options.dtype in ("auto", *FLOATS) else ["nncf"])),
     write=write,
     dtypes=("F32", "F16", "BF16", "INT8"),
 )

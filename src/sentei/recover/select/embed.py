@@ -58,7 +58,7 @@ def embed(
         InputError: the package or model is missing (with the command that installs it), has pickled weights or code of
             its own, or gives a vector that is not finite.
     """
-    found = _load(_find(str(model)), resolve_device(device))
+    found = _load(find_embedder(str(model)), resolve_device(device))
     order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
     vectors = np.zeros((len(texts), int(found.get_embedding_dimension())), dtype=np.float32)
     with (progress or Progress()).stage("embed", total=len(texts), unit="rows") as bar:
@@ -77,8 +77,14 @@ def embed(
     return unit
 
 
-def _find(model: str) -> Path:
-    """The directory of a model."""
+def find_embedder(model: str = MODEL) -> Path:
+    """The directory of a model.
+
+    Raises:
+        InputError: the package or the model is not there, with what installs it.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise InputError("clustering needs sentence-transformers; run: pip install 'sentence-transformers>=6.0'")
     if model in PACKAGED:
         package, folder = PACKAGED[model]
         spec = importlib.util.find_spec(package)
@@ -108,8 +114,6 @@ def _from_hub(repo: str) -> Path:
 
 
 def _load(directory: Path, device: torch.device) -> Any:
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise InputError("clustering needs sentence-transformers; run: pip install 'sentence-transformers>=6.0'")
     import torch
     from sentence_transformers import SentenceTransformer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import re
 import time
@@ -37,6 +38,8 @@ LENGTH = 512
 BATCH_TOKENS = 2048
 OTHER_TOKENS = 8192  # of the text of another kind
 IMPACT_BATCHES = 8
+LOOKS = 3
+IMPACT_SHARE = 0.25  # of the training tokens, at most, but one batch: gradients cost three quarters of a step
 CRITERION = "gradient"
 
 
@@ -76,7 +79,8 @@ def tune(
         learning_rate: the highest; default: that of the adapter.
         length: tokens at which a row is cut; a selection sets it.
         batch_tokens: tokens of a step, padding included.
-        evaluations: how often the held-out loss is looked at.
+        evaluations: how often the held-out loss is looked at; less often, but `LOOKS` times, where that would read more
+            tokens than the training.
         patience: evaluations without improvement before an early stop; None: never.
         other_text: documents of another kind than the data. Their perplexity is written beside the held-out loss, which
             cannot show what a narrow data set makes a model forget.
@@ -120,7 +124,10 @@ def tune(
         def impact() -> Any:
             from sentei.recover.tune.impact import measure_impact
 
-            batches = [found.batch(rows) for rows in steps[:IMPACT_BATCHES]]
+            most = IMPACT_SHARE * sum(found.size(rows) for rows in steps)
+            read = itertools.accumulate(found.size(rows) for rows in steps)
+            count = max(1, sum(size <= most for size in itertools.islice(read, IMPACT_BATCHES)))
+            batches = [found.batch(rows) for rows in steps[:count]]
             with progress.stage("impact", len(batches), "batches") as bar:
 
                 def counted(net: Any, batch: Batch) -> Any:
@@ -140,6 +147,8 @@ def tune(
             return sum(value * size for value, size in sums) / sum(size for _, size in sums)
 
         windows = _windows(other_text, model, length) if other_text else None
+        look = found.size(found.heldout) + (0 if windows is None else windows.numel())
+        looks = min(evaluations, max(LOOKS, sum(found.size(rows) for rows in steps) // look))
 
         def watch() -> dict[str, float]:
             return {} if windows is None else {"other_perplexity": perplexity(plain, windows).value}
@@ -155,7 +164,7 @@ def tune(
             evaluate,
             learning_rate=rate,
             watch=watch,
-            evaluations=evaluations,
+            evaluations=looks,
             patience=patience,
             directory=directory / "checkpoint",
             regrow=regrow,
