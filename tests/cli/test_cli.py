@@ -203,7 +203,9 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("sentei.run")._Run, "_stage", interrupt)
+    engine = importlib.import_module("sentei.run")._Run
+    monkeypatch.setattr(engine, "_look", lambda *_: None)  # there is no model
+    monkeypatch.setattr(engine, "_stage", interrupt)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"model: m\nbudget: {{sparsity: 0.2}}\ndata: {text}\nprove: {{texts: [], tasks: []}}\n")
     result = sentei("run", recipe, "--out", tmp_path / "run")

@@ -11,9 +11,10 @@ from typing import Any
 
 from sentei.errors import InputError
 from sentei.files import write_json
+from sentei.fingerprint import fingerprint
 from sentei.recipe import Recipe
 from sentei.registry import Registry
-from sentei.run import Context, Stage, fingerprint
+from sentei.run import Context, Stage
 
 CALLS: list[str] = []
 

@@ -17,12 +17,13 @@ import pytest
 
 from run import fake_stages
 from sentei.errors import InputError
+from sentei.fingerprint import fingerprint
 from sentei.models.load import Loaded
 from sentei.outputs import locked
 from sentei.plan import Budget
 from sentei.progress import TerminalProgress
 from sentei.recipe import Prune, Recipe
-from sentei.run import fingerprint, resume, run
+from sentei.run import resume, run
 
 engine = importlib.import_module("sentei.run")
 ALL = ["first", "second", "third"]

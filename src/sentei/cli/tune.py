@@ -80,12 +80,12 @@ def tune_command(
         "patience": patience or None,
         "seed": seed,
     }
+    from sentei.fingerprint import fingerprint
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
     from sentei.prove.evaluate import read_texts_named
     from sentei.recover.tune.data import read_source
     from sentei.recover.tune.tune import check_names, tune
-    from sentei.run import fingerprint
 
     check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
     source = read_source(data)
