@@ -19,28 +19,27 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path / "profile"
 
 
-def change(path: Path, name: str, value: torch.Tensor | None) -> None:
-    file = path / "profile.safetensors"
+def change(file: Path, name: str, value: torch.Tensor | None) -> None:
     tensors = load_file(file)
     tensors.pop(name, None)
     save_file(tensors if value is None else tensors | {name: value}, file)
 
 
 def test_tensors_are_those_of_the_shape(stored: Path) -> None:
-    whole = load_file(stored / "profile.safetensors")
-    gram = whole["0.ffn.gram"]
-    for name, value, why in (
-        ("0.ffn.gram", None, r"0\.ffn\.gram: expected shape \(\d+,\), got nothing; measure again"),
-        ("0.ffn.extra", gram, r"0\.ffn\.extra: expected shape nothing, got \(\d+,\)"),
-        ("0.ffn.gram", gram[:-1].clone(), r"0\.ffn\.gram: expected shape"),
-        ("0.ffn.gram", gram * float("nan"), r"0\.ffn\.gram: expected finite"),
-        ("1.attention.rank.q_proj", None, r"1\.attention\.rank\.q_proj: expected shape"),
-        ("0.ffn.mean", whole["0.ffn.mean"].int(), r"0\.ffn\.mean: expected finite floating point"),
+    whole = {block: load_file(stored / "blocks" / f"{block}.safetensors") for block in ("block-00000", "block-00001")}
+    gram, mean = (whole["block-00000"][name] for name in ("ffn.gram", "ffn.mean"))
+    for block, name, value, why in (
+        ("block-00000", "ffn.gram", None, r"ffn\.gram: expected shape \(\d+,\), got nothing; measure again"),
+        ("block-00000", "ffn.extra", gram, r"ffn\.extra: expected shape nothing, got \(\d+,\)"),
+        ("block-00000", "ffn.gram", gram[:-1].clone(), r"ffn\.gram: expected shape"),
+        ("block-00000", "ffn.gram", gram * float("nan"), r"ffn\.gram: expected finite"),
+        ("block-00001", "attention.rank.q_proj", None, r"attention\.rank\.q_proj: expected shape"),
+        ("block-00000", "ffn.mean", mean.int(), r"ffn\.mean: expected finite floating point"),
     ):
-        save_file(whole, stored / "profile.safetensors")
-        change(stored, name, value)
-        with pytest.raises(InputError, match=why):
+        change(stored / "blocks" / f"{block}.safetensors", name, value)
+        with pytest.raises(InputError, match=rf"{block}\.safetensors: {why}"):
             Profile.load(stored)
+        save_file(whole[block], stored / "blocks" / f"{block}.safetensors")
 
 
 def test_keys_are_those_of_a_profile(stored: Path) -> None:
