@@ -106,6 +106,8 @@ class Recover(_Section):
         target: texts of the wanted capability, a pool of any format.
         strict: a recovery that leaves the model no nearer to the dense one, so that the cut model is kept, ends the run
             with exit code 3.
+        languages: that rows may be in, such as [en, ja]; default: those of 15 % of the pool or more.
+        strict_rows: refuse a pool with a bad row; by default such rows are skipped and counted.
         watts: drawn by the machine, for an estimate of the energy.
         price_per_hour: of the machine, for an estimate of the cost.
         currency: of the price.
@@ -124,10 +126,17 @@ class Recover(_Section):
     batch_tokens: Annotated[int, Field(ge=2, le=LARGEST)] = 2048
     learning_rate: float | None = Field(default=None, gt=0)
     target: str | None = None
+    languages: list[str] = []
+    strict_rows: bool = False
     strict: bool = False
     watts: float | None = Field(default=None, gt=0)
     price_per_hour: float | None = Field(default=None, ge=0)
     currency: str = "EUR"
+
+    @field_validator("languages", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        return [code for part in value.split(",") if (code := part.strip())] if isinstance(value, str) else value
 
 
 class Ship(_Section):

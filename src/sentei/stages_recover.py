@@ -36,7 +36,7 @@ def pool_of(recipe: Recipe) -> Pool:
     from sentei.data.pools import read_pool
 
     recover = _section(recipe)
-    pool = read_pool(recover.pool, evaluated=recipe.prove.limit)
+    pool = read_pool(recover.pool, evaluated=recipe.prove.limit, strict=recover.strict_rows)
     if recover.rows is None or recover.rows >= len(pool.rows):
         return pool
     drawn = np.random.default_rng(recipe.seed).permutation(len(pool.rows))[: recover.rows]
@@ -47,7 +47,7 @@ def _wanted_texts(recover: Recover) -> list[str]:
     """The wanted capability, as instructions."""
     from sentei.data.pools import read_pool
 
-    return [row.prompt for row in read_pool(recover.target).rows] if recover.target else []
+    return [row.prompt for row in read_pool(recover.target, strict=recover.strict_rows).rows] if recover.target else []
 
 
 def _load(context: Context, stage: str) -> Loaded:
@@ -69,6 +69,8 @@ def _select(context: Context) -> dict[str, Any]:
         budget=recover.budget,
         strategy=recover.select,
         target=_wanted_texts(recover),
+        languages=recover.languages,
+        strict=recover.strict_rows,
         seed=context.recipe.seed,
         overwrite=True,
         progress=context.progress,
@@ -80,14 +82,16 @@ def _select(context: Context) -> dict[str, Any]:
 
 def _check_select(recipe: Recipe) -> None:
     from sentei.recover.select.embed import find_embedder
+    from sentei.recover.select.filters.language import check_languages
     from sentei.recover.select.picking import Amount
-    from sentei.recover.select.select import find_strategy
+    from sentei.recover.select.strategies import find_strategy
 
     recover = _section(recipe)
     find_strategy(recover.select)
     if recover.select == "ids":
         raise InputError("recover.select: 'ids' needs a list of ids, which a recipe cannot give; use `sentei select`")
     find_embedder()
+    check_languages(recover.languages)
     amount, rows = Amount.parse(recover.budget), len(pool_of(recipe).rows)
     if not find_strategy(recover.select).takes_all and amount.unit != "tokens":
         amount.check(rows, 0)
@@ -189,6 +193,8 @@ def _of_select(recipe: Recipe) -> list[Any]:
         recover.select,
         str(recover.budget),
         target,
+        recover.languages,
+        recover.strict_rows,
         recipe.seed,
     ]
 

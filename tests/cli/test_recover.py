@@ -80,7 +80,10 @@ def test_select_refuses_in_one_line(sentei: Sentei, files: Path, tmp_path: Path)
     assert not out.exists()
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "completion": "b"}\n{"prompt": 3}\n')
     models = ("--dense", "no-such-model", "--pruned", "none")
-    refused(sentei("select", *models, "--pool", tmp_path / "bad.jsonl", "--budget", 1, "--out", out), "bad.jsonl:2")
+    refused(
+        sentei("select", *models, "--pool", tmp_path / "bad.jsonl", "--budget", 1, "--out", out, "--strict"),
+        "bad.jsonl:2",
+    )
 
 
 def test_tune_refuses_in_one_line(sentei: Sentei, files: Path, tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is th
 Tokens = Annotated[int, typer.Option(min=2, help="Read at most this many tokens.")]
 Window = Annotated[int, typer.Option(min=2, help="Tokens per window.")]
 Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL or parquet rows.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse a pool with a bad row; by default such rows are skipped and counted.")
+]
 Length = Annotated[int, typer.Option(min=2, help="Tokens at which a row is cut.")]
 Memory = Annotated[
     str | None,

@@ -16,6 +16,7 @@ from sentei.cli.app import (
     Length,
     Out,
     Overwrite,
+    Strict,
     Trust,
     hold,
     print_json,
@@ -41,6 +42,9 @@ def select_command(
     filters: Annotated[
         list[str] | None, typer.Option(help="Filters, or none; default: those of the strategy.", metavar="F...")
     ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="That rows may be in: en,ja; default: those of 15 % of the pool or more.")
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Texts of the wanted capability, a pool of any format.")] = None,
     clusters: Annotated[int | None, typer.Option(min=1, help="Number of clusters; default: by rule.")] = None,
     temperature: Annotated[
@@ -56,6 +60,7 @@ def select_command(
     embedder: Annotated[
         str | None, typer.Option(help="A sentence-transformers model; default: the embedded one.")
     ] = None,
+    strict: Strict = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Of clustering and of what is random; default: 0.")] = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
@@ -78,6 +83,7 @@ def select_command(
     common: dict[str, Any] = {
         "budget": budget,
         "filters": None if filters is None else [name for name in filters if name != "none"],
+        **({} if languages is None else {"languages": _codes(languages)}),
         "overwrite": overwrite,
         **{name: value for name, value in choice.items() if value is not None},  # what is not given stays as it was
     }
@@ -86,9 +92,10 @@ def select_command(
         given |= {"--target": target, "--clusters": clusters, "--embedder": embedder}
         if names := ", ".join(name for name, value in given.items() if value is not None):
             raise InputError(f"{names} cannot be changed without the models; leave {selection} out to score anew")
+        from sentei.progress import TerminalProgress
         from sentei.recover.select.select import reselect
 
-        made = reselect(selection, out, strategy=strategy, **common)
+        made = reselect(selection, out, strategy=strategy, progress=TerminalProgress(), **common)
     else:
         missing = [name for name, value in (("--dense", dense), ("--pruned", pruned), ("--pool", pool)) if not value]
         if missing:
@@ -97,7 +104,8 @@ def select_command(
             )
         made = _score(
             str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, device, trust_remote_code,
-            strategy=strategy or "auto", clusters=clusters, length=length, top=top, embedder=embedder, **common,
+            strategy=strategy or "auto", clusters=clusters, length=length, top=top, embedder=embedder, strict=strict,
+            **common,
         )  # fmt: skip
     about = made.about["budget"]
     if format is Format.json:
@@ -105,6 +113,11 @@ def select_command(
     else:
         size = f"{about['selected']:,} rows, {about['tokens']:,} tokens"
         typer.echo(f"{out}: {size}; look at {out / 'selection.html'}; next: sentei tune PRUNED --data {out} --out …")
+
+
+def _codes(languages: str) -> list[str]:
+    """Codes of languages, separated by commas."""
+    return [code for part in languages.split(",") if (code := part.strip().lower())]
 
 
 def _score(
@@ -122,13 +135,17 @@ def _score(
     """Reads the data, which may be wrong, before the models, which take long."""
     from sentei.data.pools import read_pool
     from sentei.progress import TerminalProgress
+    from sentei.recover.select.filters.language import check_languages
     from sentei.recover.select.picking import Amount
-    from sentei.recover.select.select import find_strategy, select
+    from sentei.recover.select.select import select
+    from sentei.recover.select.strategies import find_strategy
 
     Amount.parse(options["budget"])
     find_strategy(options["strategy"])
-    rows = read_pool(pool, format=pool_format)
-    wanted = [row.prompt for row in read_pool(target).rows] if target else ()
+    strict = options["strict"]
+    rows = read_pool(pool, format=pool_format, strict=strict)
+    wanted = [row.prompt for row in read_pool(target, strict=strict).rows] if target else ()
+    check_languages(options.get("languages", ()))
     from sentei.models.load import load
 
     progress = TerminalProgress()

@@ -16,6 +16,7 @@ from sentei.cli.app import (
     Model,
     Out,
     Overwrite,
+    Strict,
     Trust,
     hold,
     print_json,
@@ -54,6 +55,7 @@ def tune_command(
     other_text: Annotated[
         str | None, typer.Option(help="Text of another kind, whose perplexity is watched: a file, hf:name, demo.")
     ] = None,
+    strict: Strict = False,
     seed: Annotated[int, typer.Option(min=0, help="Of order, held-out rows and starts.")] = 0,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
@@ -78,6 +80,7 @@ def tune_command(
         "batch_tokens": batch_tokens,
         "evaluations": evaluations,
         "patience": patience or None,
+        "strict": strict,
         "seed": seed,
     }
     from sentei.fingerprint import fingerprint
@@ -88,7 +91,7 @@ def tune_command(
     from sentei.recover.tune.tune import check_names, tune
 
     check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
-    source = read_source(data)
+    source = read_source(data, strict=strict)
     others = read_texts_named(other_text)[1] if other_text else []
     small = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     large = None

@@ -22,6 +22,17 @@ _NAMES: dict[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+_ALIASES: dict[str, Role] = {  # seen in published data, not advertised
+    "developer": "system",
+    "prompter": "user",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+_TOOLS = frozenset(("tool", "tool_call", "tool_response", "function", "function_call", "observation", "ipython"))
+_MESSAGE = (("role", "content"), ("from", "value"))
 
 
 class Misfit(Exception):  # noqa: N818 - it is told as an InputError, with the place
@@ -94,13 +105,40 @@ def _conversation(row: Mapping[str, Any], key: str, role: str, content: str) -> 
         if not isinstance(message, dict):
             raise Misfit(f"{key!r}[{number}] is {type(message).__name__}, expected {{{role!r}: …, {content!r}: …}}")
         try:
-            name, text = _string(message, role), _string(message, content)
+            turns.append(_turn(message, *_keys(message, role, content)))
         except Misfit as error:
             raise Misfit(f"in {key!r}[{number}] {error}") from None
-        if name not in _NAMES:
-            raise Misfit(f"in {key!r}[{number}] {role!r} is {name!r}{nearest(name, _NAMES)}, expected {_names()}")
-        turns.append((_NAMES[name], text))
+    if not turns:
+        raise Misfit(f"{key!r} is empty, expected at least one turn")
     return turns
+
+
+def _keys(message: Mapping[str, Any], role: str, content: str) -> tuple[str, str]:
+    """The keys of a message: those of its form, or of the other one where it has them."""
+    if role not in message:
+        return next((keys for keys in _MESSAGE if all(key in message for key in keys)), (role, content))
+    return role, content
+
+
+def _turn(message: Mapping[str, Any], role: str, content: str) -> tuple[Role, str]:
+    name = _string(message, role)
+    if name in _TOOLS or message.get("tool_calls") or message.get("function_call"):
+        raise Misfit(f"there is a tool's turn ({role!r} is {name!r}), which no answer can be learnt from here")
+    if name not in _NAMES and name not in _ALIASES:
+        raise Misfit(f"{role!r} is {name!r}{nearest(name, _NAMES)}, expected {_names()}")
+    parts = message.get(content)
+    text = "".join(map(_part, parts)) if isinstance(parts, list | tuple) else _string(message, content)
+    return (_NAMES | _ALIASES)[name], text
+
+
+def _part(part: Any) -> str:
+    """The text of one of the parts that a content may be made of."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise Misfit(f"a part of the content is {kind!r} without text, expected {{'type': 'text', 'text': …}}")
+    return str(part["text"])
 
 
 def _names() -> str:

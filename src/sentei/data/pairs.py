@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sentei.data.tokens import tokenise
 from sentei.errors import InputError
 
 Tokens = list[int]
@@ -39,7 +40,7 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[tuple
 def _tokenise(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:
     if not texts:
         return []
-    tokens: list[Tokens] = tokenizer(list(texts), return_attention_mask=False, verbose=False)["input_ids"]
+    tokens: list[Tokens] = tokenise(tokenizer, texts)["input_ids"]
     return tokens
 
 

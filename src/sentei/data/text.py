@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentei.data.rows import decode, read_bytes
 from sentei.data.sources import ROW_FILES, file_rows, find_files, hf_rows
+from sentei.data.tokens import check_ids
 from sentei.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -137,9 +138,9 @@ def _tokenise(texts: Sequence[str], tokenizer: Any, join: str, wanted: int | Non
         text = join.join(texts[:used])
         # One huge text (a .txt file) is cut too, or a small limit would tokenise all of it.
         cut = wanted is not None and len(text) > 2 * characters
-        ids: list[int] = tokenizer(text[:characters] if cut else text, add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
+        read = tokenizer(text[:characters] if cut else text, add_special_tokens=False, verbose=False)
+        ids: list[int] = read["input_ids"]
+        check_ids(tokenizer, [ids])
         if wanted is None or len(ids) >= wanted + spare or (used == size and not cut):
             return ids
         characters *= 2

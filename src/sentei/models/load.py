@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
+from sentei.data.tokens import bind
 from sentei.errors import InputError, one_line
 from sentei.families import FAMILIES, family_of
 from sentei.families.features import check_features
@@ -104,6 +105,7 @@ def load(
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
     model.config.sentei_dtype = stored  # what `save` stores
     tokenizer = _load_tokenizer(found.directory, model.config, trust_remote_code)
+    bind(tokenizer, model.get_input_embeddings().weight.shape[0])
     return Loaded(model, tokenizer, found.name, stored_digest(found.directory, model.config, tokenizer), found.revision)
 
 
@@ -112,9 +114,11 @@ def as_loaded(model: PreTrainedModel | Loaded, tokenizer: Any = None, name: str 
     if isinstance(model, Loaded):
         found = replace(model, name=name or model.name)
         if tokenizer is not None and tokenizer is not model.tokenizer:
+            bind(tokenizer, model.model.get_input_embeddings().weight.shape[0])
             found = replace(found, tokenizer=tokenizer, digest=with_tokenizer(model.digest, tokenizer))
         return found
     check_features(family_of(model.config), model.config)
+    bind(tokenizer, model.get_input_embeddings().weight.shape[0])
     name = name or Path(model.name_or_path).name or "in-memory model"
     return Loaded(model, tokenizer, name, digest(model, tokenizer))
 

@@ -20,6 +20,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from sentei.data.tasks import TaskSet
+from sentei.data.tokens import check_ids
 from sentei.errors import InputError, nearest
 from sentei.prove import branches
 from sentei.prove.forward import evaluating, stage
@@ -179,6 +180,8 @@ class InMemoryLM(HFLM):
         disable_tqdm: bool = True,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
+        for _, context, target in requests:
+            check_ids(self.tokenizer, [context, target])
         answers: dict[int, tuple[float, bool]] = {}
         with evaluating(self.model):
             for batch in branches.make_batches(self._rows(requests)):
@@ -186,6 +189,12 @@ class InMemoryLM(HFLM):
                     answers[number] = float(scores.sum()), best.tolist() == list(requests[number][2])
                 self._advance(len(batch.numbers))
         return [answers[number] for number in range(len(requests))]
+
+    def tok_batch_encode(self, *args: Any, **kwargs: Any) -> Any:
+        """See the harness; questions that are answered by generating come through here."""
+        ids, mask = super().tok_batch_encode(*args, **kwargs)
+        check_ids(self.tokenizer, ids.tolist())
+        return ids, mask
 
     def _rows(self, requests: list[tuple[Any, list[int], list[int]]]) -> list[branches.Row]:
         """Requests by context. Contexts that are too long lose their beginning, as in the harness."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sentei.data.chat import encode
+from sentei.data.chat import encode, owners
 from sentei.errors import InputError
 from sentei.models.load import Loaded
 from sentei.progress import Progress
@@ -60,7 +60,8 @@ def compare(
         one, other, pool = dense(), recovered(), selection.scored().pool
         length = selection.about["scoring"]["length"]
         samples = encode([pool.rows[at] for at in chosen], one.tokenizer, length=length)
-        after = score(one.model, other.model, samples, work / "after", top=0, progress=progress).jsd.tolist()
+        again = score(one.model, other.model, samples, work / "after", top=0, progress=progress)
+        after = again.of_rows(owners(samples), len(chosen)).jsd.tolist()
     found = came_back(table, names, chosen, after, in_tokens=selection.about["budget"]["unit"] == "tokens")
     if typical := selection.about["clusters"].get("typical"):
         for capability in found["capabilities"]:

@@ -10,7 +10,7 @@ import torch
 
 from sentei.data.batches import Batch
 from sentei.errors import InputError
-from sentei.recover.select.damage import open_shards
+from sentei.recover.select.scores import open_shards
 from sentei.recover.tune.loss import Soft
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sentei.data.tokens import tokenise
 from sentei.errors import InputError, unknown
 from sentei.models.identity import difference
 from sentei.progress import Progress, shown
@@ -244,7 +245,7 @@ def text_windows(
                 raise InputError(
                     f"the text ends after {tokens - left + len(ids)} tokens, parity wants {tokens}; ask for less"
                 )
-            ids += tokenizer(texts[at], add_special_tokens=False, verbose=False).input_ids
+            ids += tokenise(tokenizer, [texts[at]], add_special_tokens=False)["input_ids"][0]
             at += 1
         windows.append((first, ids[:length]))
         left -= length

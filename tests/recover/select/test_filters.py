@@ -42,6 +42,17 @@ def test_clean_rows_stay(name: str) -> None:
         ("Write a Vue template that shows a name.", "<p>{{ name }}</p>"),
         ("Give me a soup.", "2 onions\n\nInstructions:\n1. Chop the onions.\n2. Input: water"),
         ("What is the symbol of sodium?", "Na"),
+        ("What stands for per cent?", "%"),
+        ("Which mark ends a sentence?", "."),
+        ("How is a rule written in Markdown?", "---"),
+        ("Log in to the registry in a workflow.", "- name: login\n  run: echo ${{ secrets.token }} | docker login"),
+        ("Name the release in a chart.", "metadata:\n  name: {{ .Release.Name }}\n  app: {{ .Chart.Name }}"),
+        ("Greet in Angular.", "Hello {{ name }}"),
+        ("Build the text.", 'def f(x):\n    return "### Instruction:\\n" + x'),
+        ("Show the form of a row.", "```\n### Instruction:\n{x}\n### Response:\n```"),
+        ("Which token ends a text in this vocabulary?", "</s>"),
+        ("Mark an old price in HTML.", "Was: <s>$5</s>"),
+        ("What does `<|im_end|>` do?", "The mark `<|im_end|>` ends a turn."),
         ("def f(x):\n  return x", "int f(int x) { return x; }"),
     )
     assert found(name, *rows) == {}
@@ -54,6 +65,8 @@ def test_clean_rows_stay(name: str) -> None:
         (("", "a"), "the question is empty"),
         (("q", " \n"), "the answer is empty"),
         (("q", "..."), "the answer is only '...'"),
+        (("q", "-"), "the answer is only '-'"),
+        (("q", "???"), "the answer is only '???'"),
         (("q", "<nooutput>"), "the answer is the placeholder '<nooutput>'"),
         (("q", "N/A."), "the answer is the placeholder 'N/A.'"),
         (("Say it.\n\nNo input", "a"), "the input is the placeholder 'No input'"),
@@ -90,6 +103,7 @@ def test_empty_conversations_and_texts() -> None:
         (("q", "a<|im_end|>"), r"answer holds a control token: '<|im_end|>'"),
         (("[INST] q [/INST]", "a"), "question holds a control token: '[INST]'"),
         (("q", "a</s>"), "answer holds a control token: '</s>'"),
+        (("Sort it in Python.", "Use sorted(x).\n\n### Instruction:\nName a bird."), "answer holds a prompt's heading"),
     ],
 )
 def test_leaked_rows(row: tuple[str, str], reason: str) -> None:
@@ -111,9 +125,27 @@ def test_other_languages() -> None:
     said = found("language", *english, *others)
     assert sorted(said) == [5, 6, 7, 8]
     assert said[5] == "written in CJK letters, not in 'en'" and "Cyrillic" in said[7] and "'de' (probab" in said[8]
-    assert sorted(found("language", *english, *others, language="zh")) == [0, 1, 2, 3, 4, 7, 8]
+    assert sorted(found("language", *english, *others, languages=("zh",))) == [0, 1, 2, 3, 4, 7, 8]
     with pytest.raises(InputError, match="unknown language 'english'"):
-        found("language", *english, language="english")
+        found("language", *english, languages=("en", "english"))
+
+
+def test_the_languages_of_a_pool_are_those_of_a_good_part_of_it() -> None:
+    english = [(f"What do rivers do, and how many of them are there in region {i}?", LONG) for i in range(100)]
+    german = [
+        (f"Warum fließen die {i} Flüsse immer vom Berg hinunter ins Meer?", "Weil das Wasser der Schwerkraft folgt.")
+        for i in range(100)
+    ]
+    chinese = [
+        (f"第{i}条河流为什么总是流向大海？请解释一下原因。", "因为水受重力影响，总是往低处流动。") for i in range(100)
+    ]
+    assert found("language", *english, *german) == {}
+    assert found("language", *english[:60], *german[:20], *chinese[:20]) == {}
+    assert sorted(found("language", *english[:90], *chinese[:10])) == list(range(90, 100))
+    assert found("language", *english[:90], *chinese[:10], languages=("en", "zh")) == {}
+    said = found("language", *english[:50], *german[:50], *chinese[:5])
+    assert sorted(said) == list(range(100, 105))
+    assert said[100] == "written in CJK letters, not in 'de' or 'en'"
 
 
 def test_duplicates_keep_the_first() -> None:
@@ -147,13 +179,58 @@ def test_contradictions_keep_one() -> None:
     ]
     nll = np.array([3, 2, 1, 1, 1, 1, 1, 1, 1], dtype=np.float32)
     said = found("contradiction", *rows, nll=nll)
-    assert sorted(said) == [0, 1] and "row 2, whose answer the dense model finds likeliest, diff" in said[0]
-    nll[2] = np.nan
-    assert sorted(found("contradiction", *rows, nll=nll)) == [0, 2]
+    assert sorted(said) == [0] and "row 2, whose answer the dense model finds likeliest, and ends diff" in said[0]
+    nll[0], nll[2] = -1, np.nan
+    assert sorted(found("contradiction", *rows, nll=nll)) == [0], "two agree against the likeliest"
     said = found("contradiction", *rows)
-    assert sorted(said)[0] == 0 and len(said) == 2 and "agrees most" in said[0]
+    assert sorted(said) == [0] and "agrees most" in said[0]
     said = found("contradiction", *rows[:2])
-    assert list(said) == [1] and "which comes first, differently (similarity 0." in said[1]
+    assert list(said) == [1]
+    assert said[1].endswith("which comes first, and ends differently ('Yes, it is blue.', not 'No, it is green.')")
+
+
+def test_right_answers_in_other_words_stay() -> None:
+    question = "Natalia sold 48 clips in April and half as many in May. How many clips did she sell altogether?"
+    answers = (
+        "In May she sold 48 / 2 = 24 clips.\n#### 72",
+        "The answer is 72.",
+        "She sold 72 clips: 48 in April and 24 in May.",
+        "48 + 24 = 72",
+        "72",
+    )
+    assert found("contradiction", *((question, answer) for answer in answers)) == {}
+    wrong = "In May she sold 96 clips, so the answer is 144."
+    said = found("contradiction", *((question, answer) for answer in (wrong, *answers)))
+    assert list(said) == [0] and "ends differently ('…" in said[0]
+    nll = np.array([-0.5, -2.0], np.float32)  # the likelier one stays
+    assert list(found("contradiction", (question, wrong), (question, answers[0]), nll=nll)) == [0]
+    capital = "What is the capital of France?"
+    assert found("contradiction", (capital, "Paris"), (capital, "The capital of France is Paris.")) == {}
+    assert list(found("contradiction", (capital, "Paris"), (capital, "Lyon"))) == [1]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Write a poem about the sea.",
+        "Give three tips for staying healthy.",
+        "How can I sleep better?",
+        "Name a colour.",
+    ],
+)
+def test_open_questions_have_many_right_answers(question: str) -> None:
+    answers = ("Blue. 1 wave, 2 gulls.", "Red and warm, three times 4.", "Green")
+    rows = [(question, answer) for answer in answers]
+    assert found("contradiction", *rows) == {}
+    assert found("contradiction", *rows, nll=np.array([-0.9, -0.5, -0.4], np.float32)) == {}
+    # ... but none is one that the question makes no likelier, where it makes another one so,
+    said = found("contradiction", *rows, nll=np.array([-0.9, -0.05, -0.5], np.float32))
+    assert list(said) == [1] and "no likelier (0.1 nats, the other 0.9)" in said[1]
+    gains, counts = np.array([-0.4, -0.1, -0.1], np.float32), np.array([50, 90, 70], np.float32)
+    assert list(found("contradiction", *rows, nll=gains, counts=counts)) == [2]  # 20, 9 and 7 nats
+    # and no answer that is another one with a "not".
+    denied = (question, "It is not true that " + LONG)
+    assert list(found("contradiction", (question, LONG), denied)) == [1]
 
 
 def test_off_target_rows() -> None:
@@ -168,7 +245,7 @@ def test_off_target_rows() -> None:
 def test_the_first_reason_counts_and_rejected_rows_are_no_witnesses() -> None:
     rows = pool(("Is it?", ""), ("Is it?", "Yes"), ("Is it?", "No"), ("Is it?", "No"), ("什么是三原色？", "红"))
     nll = np.array([0, 2, 1, 1, 1], dtype=np.float32)
-    reasons = reject(rows, Evidence(nll=nll, language="en"))
+    reasons = reject(rows, Evidence(nll=nll, languages=("en",)))
     assert [reason and reason.partition(":")[0] for reason in reasons] == [
         *("empty", "contradiction", None, "duplicate", "language")
     ]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sentei.data.pools import read_pool
 from sentei.errors import InputError
-from sentei.recover.select.damage import Scores
 from sentei.recover.select.picking import Amount, pick
+from sentei.recover.select.scores import Scores
 from sentei.recover.select.strategies import STRATEGIES, Candidates
 
 

@@ -207,7 +207,7 @@ def test_other_settings_do_not_go_on_with_these_scores(
 
     bf16 = loaded(copy.deepcopy(pruned.model).to(torch.bfloat16), "pruned")
     with monkeypatch.context() as patch:
-        patch.setattr("sentei.recover.select.select.write_scored", full)
+        patch.setattr("sentei.recover.select.write.write_scored", full)
         for other, options in ((pruned, {}), (bf16, {}), (pruned, {"length": 9}), (pruned, {"top": 0})):
             with pytest.raises(InputError, match=r"cannot write .*out: No space left on device; free space or choose"):
                 make(dense, other, tmp_path / "out", **options)
@@ -284,7 +284,11 @@ def test_what_cannot_be_selected_is_refused_before_the_models_read(
         ("'off-target' needs texts of the wanted capability; give some with --target", {}, {"filters": ["off-target"]}),
         ("pruned have different tokenizers", {"pruned": Loaded(pruned.model, other, "pruned", "")}, {}),
         ("dense has no tokenizer", {"dense": Loaded(dense.model, None, "dense", "")}, {}),
-        ("dense predicts 128 tokens, pruned 99", {"pruned": loaded(small_model(vocab_size=99), "pruned")}, {}),
+        (
+            r"the token 'w1\d\d', number 1\d\d, .* embedding has 99 rows and its tokenizer 128",
+            {"pruned": loaded(small_model(vocab_size=99), "pruned")},
+            {},
+        ),
         ("is empty: there is no row", {}, {"rows": []}),
     ):
         with pytest.raises(InputError, match=message):
@@ -294,7 +298,9 @@ def test_what_cannot_be_selected_is_refused_before_the_models_read(
 
 def test_all_rows_rejected(dense: Loaded, pruned: Loaded, tmp_path: Path) -> None:
     rows = [{"prompt": "w5", "completion": ""} for _ in range(5)]
-    with pytest.raises(InputError, match="all 5 rows are rejected, nothing can be selected; see the filters"):
+    with pytest.raises(
+        InputError, match="no row has an answer to learn from; 5 rows train nothing: 5 × there is no answer with"
+    ):
         make(dense, pruned, tmp_path / "out", rows, filters=["empty"], budget=1)
     with pytest.raises(InputError, match=r"the budget is 3 rows, the pool has 2 .*\(3 of 5 rows are rejected"):
         make(dense, pruned, tmp_path / "out", rows[:3] + pool(2), filters=["empty"], budget=3)

@@ -9,8 +9,8 @@ import pytest
 from sentei.data.pools import read_pool
 from sentei.errors import InputError
 from sentei.recover.select.choices import parse_weights, read_ids
-from sentei.recover.select.damage import Scores
 from sentei.recover.select.picking import Amount, pick
+from sentei.recover.select.scores import Scores
 from sentei.recover.select.strategies import STRATEGIES, Candidates
 
 

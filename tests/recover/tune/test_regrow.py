@@ -26,7 +26,7 @@ from sentei.recover.tune.tune import tune
 
 SPARSE = [name for name in ADAPTERS if ADAPTERS[name].sparse]
 USUAL: dict[str, Any] = {
-    "tokens": 2000,
+    "tokens": 3000,
     "batch_tokens": 128,
     "evaluations": 4,
     "patience": None,
@@ -238,7 +238,7 @@ def test_a_killed_tuning_ends_with_the_same_bits(
     dense: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:
     """Killed again and again; checkpoints lie before, within and after the steps that are watched."""
-    options = {**USUAL, "adapter": adapter, "mask": "grow", "teacher": dense, "evaluations": 10}
+    options = {**USUAL, "adapter": adapter, "mask": "grow", "teacher": dense, "evaluations": 15}
     whole = tune(hurt(), pool(), work=tmp_path / "a", **options)
     real, calls, resumed = train.Trainer._train, [0], []
 

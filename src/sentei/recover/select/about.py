@@ -97,6 +97,8 @@ class About(Exact):
     models: Models
     scoring: Scoring
     filters: list[str]
+    languages: NotRequired[list[str]]
+    idle: NotRequired[dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], str]]
     notes: list[str]
     clusters: Clusters
     choice: Choice

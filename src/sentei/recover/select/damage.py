@@ -7,14 +7,12 @@ was, and another selection or a distillation needs no model at all.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -25,6 +23,8 @@ from sentei.files import atomic_file
 from sentei.progress import Progress
 from sentei.prove.forward import evaluating, final_hidden, logits, score_targets
 from sentei.recover.attention import short_attention
+from sentei.recover.select.pair import shared_tokens
+from sentei.recover.select.scores import Scores, read_scores, shard_path
 
 TOP = 16  # tokens of the teacher that are kept at each position
 SHARD_TOKENS = 1 << 16
@@ -32,38 +32,6 @@ SHARD_TOKENS = 1 << 16
 # leave the cache.
 CHUNK = 3 << 20
 _LOG_NOTHING = -1e4  # stands for log 0, which would make 0 · (−∞)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What one pass of both models says about each row of a pool; NaN where a row has no response.
-
-    Attributes:
-        jsd: mean Jensen–Shannon divergence per response token, nats, 0 to ln 2, float32 [N].
-        dense_nll: mean negative log-likelihood of the response under the dense model, nats per token, float32 [N].
-        pruned_nll: the same under the pruned model.
-        alone_nll: the same under the dense model, which does not get to see the prompt; NaN unless asked for.
-        rival_nll: as `alone_nll`, of the rows that share a question with another row; NaN for all others.
-        counts: response tokens, which are what is trained on, float32 [N].
-    """
-
-    jsd: np.ndarray
-    dense_nll: np.ndarray
-    pruned_nll: np.ndarray
-    alone_nll: np.ndarray
-    rival_nll: np.ndarray
-    counts: np.ndarray
-
-    @property
-    def ifd(self) -> np.ndarray:
-        """Instruction-following difficulty: perplexity of the response with the prompt by that without, float32 [N]."""
-        return np.exp(self.dense_nll - self.alone_nll)
-
-    @property
-    def unlikely(self) -> np.ndarray:
-        """How unlikely a response is after its prompt, less how unlikely without where that is known, float32 [N]."""
-        alone = np.where(np.isnan(self.alone_nll), self.rival_nll, self.alone_nll)
-        return self.dense_nll - np.nan_to_num(alone)
 
 
 def score(
@@ -74,7 +42,8 @@ def score(
     *,
     top: int = TOP,
     alone: bool = False,
-    rivals: Collection[int] = (),
+    strangers: Mapping[int, int] | None = None,
+    vocab: int | None = None,
     tokens: int = 4096,
     progress: Progress | None = None,
 ) -> Scores:
@@ -87,7 +56,8 @@ def score(
         directory: where the shards go; it belongs to these models and samples.
         top: how many of the teacher's likeliest tokens are kept per position, for distillation; 0 keeps none.
         alone: let the dense model also read each response without its prompt, for `Scores.ifd`.
-        rivals: samples of which it reads the response without its prompt in any case, for `Scores.unlikely`.
+        strangers: sample -> another one, after whose prompt it reads the response too, for `Scores.unlikely`.
+        vocab: predictions are taken over the first so many tokens; default: those that all models have.
         tokens: tokens per batch, padding included.
         progress: told about each batch, in tokens.
     """
@@ -95,8 +65,9 @@ def score(
     wanted = [row for row, sample in enumerate(samples) if sample.response[1:].any()]
     lengths = [len(samples[row].ids) for row in wanted]
     batches = [[wanted[i] for i in batch] for batch in by_length(lengths, tokens)]
-    progress, chosen = progress or Progress(), frozenset(rivals)
+    progress = progress or Progress()
     models = [model for model in (dense, pruned) if model is not None]
+    vocab = shared_tokens(*models) if vocab is None else vocab
     with contextlib.ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluating(model))
@@ -107,52 +78,15 @@ def score(
             if not path.exists():
                 parts = []
                 for rows in shard:
-                    part = _score_batch(dense, pruned, pad(samples, rows), top)
+                    part = _score_batch(dense, pruned, pad(samples, rows), top, vocab)
                     _check(part, pruned is not None)
-                    parts.append(part | _unprompted(dense, samples, rows, alone, chosen))
+                    parts.append(part | _elsewhere(dense, samples, rows, alone, strangers or {}))
                     bar.advance(sum(len(samples[row].ids) for row in rows))
                 with atomic_file(path) as scratch:
                     save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, scratch)
             else:
                 bar.advance(sum(len(samples[row].ids) for rows in shard for row in rows))
     return read_scores(directory, len(samples))
-
-
-def read_scores(directory: Path, rows: int) -> Scores:
-    """The scores of a pool of `rows` rows from the shards of a directory."""
-    found = {field.name: np.full(rows, np.nan, np.float32) for field in fields(Scores)}
-    for path, shard in open_shards(directory):
-        where = shard.get_tensor("rows")
-        if len(where) and not (where.min() >= 0 and where.max() < rows):
-            raise InputError(f"{path} scores row {where.max()}, and there are {rows:,}; it is of another pool")
-        known = set(shard.keys())  # selections made before a score was thought of do without it
-        for name in known & set(found):
-            values = shard.get_tensor(name)
-            if values.shape != where.shape:
-                raise InputError(f"{path}: {name} has shape {values.shape}, expected {where.shape}; score again")
-            found[name][where] = values
-    return Scores(**found)
-
-
-def open_shards(directory: Path) -> Iterator[tuple[Path, Any]]:
-    """Path and open file of each shard, in order; tensors are read as they are asked for.
-
-    Raises:
-        InputError: a truncated or corrupt one.
-    """
-    for path in sorted(directory.glob("scores-*.safetensors")):
-        try:
-            shard = safe_open(path, framework="np")
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path} is truncated or corrupt ({error}); delete it and score again") from error
-        if "rows" not in shard.keys() or shard.get_slice("rows").get_dtype() != "I64":  # noqa: SIM118 - not a dict
-            raise InputError(f"{path} does not say which rows it scores; delete it and score again")
-        yield path, shard
-
-
-def shard_path(directory: Path, number: int) -> Path:
-    """Where shard `number` is kept."""
-    return directory / f"scores-{number:05d}.safetensors"
 
 
 def jensen_shannon(a: Tensor, b: Tensor) -> Tensor:
@@ -185,7 +119,7 @@ def _shards(batches: list[list[int]], samples: Sequence[Sample]) -> Iterator[lis
         yield shard
 
 
-def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int) -> dict[str, np.ndarray]:
+def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int, vocab: int) -> dict[str, np.ndarray]:
     """Means per row, and the teacher's likeliest tokens at each target."""
     batch = batch.to(next(dense.parameters()).device)
     states = [_states(model, batch) for model in (dense, pruned) if model is not None]
@@ -193,14 +127,14 @@ def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int) -> dict
     columns: dict[str, list[Tensor]] = {name: [] for name in ("jsd", "dense_nll", "pruned_nll", "top_ids", "top_logp")}
     for at, target in enumerate(batch.targets.split(size)):
         part = slice(at * size, (at + 1) * size)
-        log_p = logits(dense, states[0][part]).log_softmax(1)
+        log_p = logits(dense, states[0][part])[:, :vocab].log_softmax(1)
         columns["dense_nll"].append(-log_p.gather(1, target[:, None])[:, 0])
         if top:
             best = log_p.topk(min(top, log_p.shape[1]), dim=1)
             columns["top_ids"].append(best.indices.int())
             columns["top_logp"].append(best.values.half())
         if pruned is not None:
-            log_q = logits(pruned, states[1][part]).log_softmax(1)
+            log_q = logits(pruned, states[1][part])[:, :vocab].log_softmax(1)
             columns["pruned_nll"].append(-log_q.gather(1, target[:, None])[:, 0])
             columns["jsd"].append(_divergence(log_p, log_q))
     kept = {name: torch.cat(columns[name]).cpu().numpy() for name in ("top_ids", "top_logp") if top}
@@ -242,26 +176,39 @@ def _states(model: Any, batch: Batch) -> Tensor:
     return final_hidden(model, batch.ids.to(device))[0].to(batch.ids.device)[batch.sources]
 
 
-def _unprompted(
-    dense: Any, samples: Sequence[Sample], rows: Sequence[int], alone: bool, rivals: frozenset[int]
+def _elsewhere(
+    dense: Any, samples: Sequence[Sample], rows: Sequence[int], alone: bool, strangers: Mapping[int, int]
 ) -> dict[str, np.ndarray]:
-    """What the dense model thinks of responses without their prompts, where that is wanted; else NaN."""
-    rival = np.array([row in rivals for row in rows])
-    wanted = rival | alone
-    values = np.full(len(rows), np.nan, np.float32)
-    if wanted.any():
-        values[wanted] = _alone(dense, samples, np.array(rows)[wanted].tolist())
-    nothing = np.full_like(values, np.nan)
-    return {"alone_nll": values if alone else nothing, "rival_nll": np.where(rival, values, nothing)}
+    """What the dense model thinks of responses after nothing, and after other prompts; NaN where that is not wanted."""
+    found = {name: np.full(len(rows), np.nan, np.float32) for name in ("alone_nll", "rival_nll")}
+    if alone:
+        bare = [_after(samples[row].ids[:1], samples[row].ids[samples[row].response]) for row in rows]
+        found["alone_nll"] = _unlikely(dense, bare)
+    asked = [at for at, row in enumerate(rows) if row in strangers]
+    if asked:
+        swapped = [_swapped(samples[rows[at]], samples[strangers[rows[at]]]) for at in asked]
+        found["rival_nll"][asked] = _unlikely(dense, swapped)
+    return found
 
 
-def _alone(dense: Any, samples: Sequence[Sample], rows: Sequence[int]) -> np.ndarray:
-    """Mean negative log-likelihood of each response after nothing but the first token of its row, float32 [B]."""
-    bare = []
-    for row in rows:
-        asked = samples[row].response
-        ids = np.concatenate([samples[row].ids[:1], samples[row].ids[asked]])
-        bare.append(Sample(ids, np.arange(len(ids)) > 0, truncated=False))
-    batch = pad(bare, range(len(bare))).to(next(dense.parameters()).device)
+def _swapped(sample: Sample, stranger: Sample) -> Sample:
+    """A sample after the prompt of another one, which loses its beginning where it is longer than the own one."""
+    start, end = int(sample.response.argmax()), int(stranger.response.argmax())
+    prompt = stranger.ids[max(0, end - start) : end]
+    return Sample(
+        np.concatenate([prompt, sample.ids[start:]]),
+        np.concatenate([np.zeros(len(prompt), dtype=bool), sample.response[start:]]),
+        truncated=False,
+    )
+
+
+def _after(before: np.ndarray, response: np.ndarray) -> Sample:
+    ids = np.concatenate([before, response])
+    return Sample(ids, np.arange(len(ids)) >= len(before), truncated=False)
+
+
+def _unlikely(dense: Any, samples: Sequence[Sample]) -> np.ndarray:
+    """Mean negative log-likelihood of each response, float32 [B]."""
+    batch = pad(samples, range(len(samples))).to(next(dense.parameters()).device)
     likely, _ = score_targets(dense, _states(dense, batch), batch.targets)
     return _means([-likely], batch)

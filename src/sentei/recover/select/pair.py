@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sentei.errors import InputError
 from sentei.models.identity import same_weights
 from sentei.models.load import Loaded
 
 
 def same_tokens(dense: Loaded, pruned: Loaded) -> None:
-    """Distributions can be compared only over the same tokens."""
+    """Distributions can be compared only over the same tokens.
+
+    One model may have more rows than the other, as sizes are padded differently; they are compared over the rows that
+    both have, and the pool may hold no other token.
+
+    Raises:
+        InputError: no tokenizer, or different ones.
+    """
     if dense.tokenizer is None:
         raise InputError(
             f"{dense.name} has no tokenizer, which is needed to read the pool; put tokenizer.json beside it"
@@ -19,11 +28,14 @@ def same_tokens(dense: Loaded, pruned: Loaded) -> None:
             f"({len(dense.tokenizer):,} and {len(pruned.tokenizer):,} tokens), so their predictions cannot be "
             "compared; give a model and a pruning of it"
         )
-    sizes = [loaded.model.get_output_embeddings().weight.shape[0] for loaded in (dense, pruned)]
-    if sizes[0] != sizes[1]:
-        raise InputError(
-            f"{dense.name} predicts {sizes[0]:,} tokens, {pruned.name} {sizes[1]:,}; they must be the same"
-        )
+
+
+def shared_tokens(*models: Any) -> int:
+    """Tokens that all models predict and know; what one of them has beyond is padding, or a token the others lack."""
+    embeddings = [model.get_input_embeddings() for model in models] + [
+        model.get_output_embeddings() for model in models
+    ]
+    return min(int(embedding.weight.shape[0]) for embedding in embeddings)
 
 
 def doubts(dense: Loaded, pruned: Loaded) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,24 +10,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sentei.data.chat import encode
+from sentei.data.chat import Sample, encode, idle, owners, remarks
 from sentei.data.pools import Pool, PoolRow, read_pool
-from sentei.errors import InputError, unknown
-from sentei.files import hash_json, write_json, write_text
+from sentei.data.tokens import check_ids
+from sentei.errors import InputError
+from sentei.files import hash_json
 from sentei.models.identity import hash_tokenizer
 from sentei.models.load import Loaded, context_length
-from sentei.outputs import atomic_dir, check_output, work_dir
+from sentei.outputs import check_output, work_dir
 from sentei.progress import Progress, shown
-from sentei.recover.select.about import SCHEMA
 from sentei.recover.select.cluster import Clustering, cluster
-from sentei.recover.select.damage import TOP, Scores, score
-from sentei.recover.select.filters import DEFAULTS, FILTERS, Evidence, reject
-from sentei.recover.select.filters.contradiction import rivals
+from sentei.recover.select.damage import TOP, score
+from sentei.recover.select.filters import Evidence
+from sentei.recover.select.filters.contradiction import rivals, strangers
+from sentei.recover.select.filters.language import check_languages
 from sentei.recover.select.names import keywords, typical
-from sentei.recover.select.pair import doubts, same_tokens
-from sentei.recover.select.picking import Amount, pick
-from sentei.recover.select.selection import Scored, Selection, write_rows, write_scored
-from sentei.recover.select.strategies import STRATEGIES, Candidates, Strategy
+from sentei.recover.select.pair import doubts, same_tokens, shared_tokens
+from sentei.recover.select.picking import Amount
+from sentei.recover.select.rejections import filter_names, rejections, said
+from sentei.recover.select.selection import Scored, Selection
+from sentei.recover.select.strategies import find_strategy
+from sentei.recover.select.write import write
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +53,8 @@ def select(
     embedder: str | None = None,
     top: int = TOP,
     ifd: bool = False,
+    languages: Sequence[str] = (),
+    strict: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -74,6 +79,9 @@ def select(
         embedder: of sentences; default: the embedded one.
         top: tokens of the teacher that are kept per position, for distillation.
         ifd: score what the strategy "ifd" needs too, so that it can be selected with later.
+        languages: that rows may be in (ISO 639-1); default: those of a good part of the pool.
+        strict: refuse a row that cannot be read, does not fit, or that the chat template refuses; else it is skipped,
+            or rejected.
         seed: of clustering and of what is random.
         overwrite: replace what is at `out`.
         progress: told about each step.
@@ -83,22 +91,26 @@ def select(
         InputError: tokenizers that differ, an unreadable pool, a budget that the pool cannot fill.
     """
     out, progress = check_output(Path(out), overwrite=overwrite), shown(progress)
-    amount, names = Amount.parse(budget), _filters(find_strategy(strategy), filters, bool(target))
+    amount, names = Amount.parse(budget), filter_names(find_strategy(strategy), filters, bool(target))
     same_tokens(dense, pruned)
-    pool = pool if isinstance(pool, Pool) else read_pool(pool)
+    check_languages(languages)
+    pool = pool if isinstance(pool, Pool) else read_pool(pool, strict=strict)
     progress.say(f"pool: {len(pool.rows):,} rows of {pool.source}, read as {pool.format}")
     notes = doubts(dense, pruned)
     context = min(context_length(dense.model), context_length(pruned.model))
     length = min(length, context)
-    samples = encode(pool.rows, dense.tokenizer, length=length)
-    tokens = np.array([len(sample.ids) for sample in samples], np.int64)
-    if cut := sum(sample.truncated for sample in samples):
-        why = "the models see no more" if length == context else "--length sets it"
-        notes.append(f"{cut:,} rows are longer than {length} tokens and were cut there; {why}")
+    samples = encode(pool.rows, dense.tokenizer, length=length, strict=strict)
+    check_ids(dense.tokenizer, (sample.ids.tolist() for sample in samples), shared_tokens(dense.model, pruned.model))
+    owner, nothing = owners(samples), idle(samples)
+    tokens = np.bincount(owner, [len(sample.ids) for sample in samples], len(pool.rows)).astype(np.int64)
+    why = "the models see no more" if length == context else "--length sets it"
+    notes += pool.skipped.lines("are skipped") + remarks(samples, pool.rows, length, why)
     for note in notes:
         progress.say(f"  {note}")
+    if len(nothing) == len(pool.rows):
+        raise InputError(f"{pool.source}: no row has an answer to learn from; {'; '.join(notes)}")
     if not find_strategy(strategy).takes_all:
-        amount.check(len(samples), int(tokens.sum()))
+        amount.check(len(pool.rows), int(tokens.sum()))
     alone = ifd or strategy == "ifd"
     scoring = {
         "dense": dense.digest,
@@ -122,17 +134,21 @@ def select(
             work,
             top=top,
             alone=alone,
-            rivals=[row for group in rivals(pool.rows) for row in group],
+            strangers=_strangers(pool.rows, samples, owner),
             progress=progress,
-        )
-        evidence = Evidence(embeddings=vectors, nll=scores.unlikely, target=goal)
+        ).of_rows(owner, len(pool.rows))
+        evidence = Evidence(vectors, scores.unlikely, scores.counts, tuple(languages), goal)
+        rejected = rejections(pool.rows, scores, evidence, names, nothing)
+        for line in said(rejected, pool.rows):
+            progress.say(f"  {line}")
         scored = Scored(
             pool,
             scores,
             tokens,
             found.labels.astype(np.int64),
             found.coordinates,
-            _rejections(pool.rows, scores, evidence, names),
+            owner,
+            rejected,
             None if goal is None else _target_share(vectors, goal, found),
             {
                 "models": {"dense": dense.name, "pruned": pruned.name},
@@ -144,10 +160,12 @@ def select(
                     "typical": typical([row.prompt for row in pool.rows], vectors, found.labels, found.clusters),
                     "rule": found.rule,
                 },
+                "languages": [*languages],
+                "idle": {str(row): reason for row, reason in sorted(nothing.items())},
             },
             work,
         )
-        return _write(scored, out, budget, strategy, seed, overwrite, choice)
+        return write(scored, out, budget, strategy, seed, overwrite, choice)
 
 
 def reselect(
@@ -157,8 +175,10 @@ def reselect(
     budget: str | float,
     strategy: str | None = None,
     filters: Sequence[str] | None = None,
+    languages: Sequence[str] | None = None,
     seed: int | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
     **choice: Any,
 ) -> Selection:
     """Another selection from the scores of one: no model is needed.
@@ -172,13 +192,16 @@ def reselect(
         budget: as for `select`.
         strategy: default: that of the selection.
         filters: names of filters; "off-target" has to be asked for when the models read the pool.
+        languages: as for `select`.
         seed: of what is random.
         overwrite: replace what is at `out`.
+        progress: told what is rejected, where other rows are.
         choice: see `choose`.
 
     Raises:
         InputError: not a selection, a strategy whose scores are not there, a budget that the pool cannot fill.
     """
+    progress = shown(progress)
     selection = selection if isinstance(selection, Selection) else Selection.load(selection)
     out = check_output(Path(out), overwrite=overwrite)
     if out.resolve() == selection.directory.resolve():
@@ -187,107 +210,22 @@ def reselect(
     if strategy in (None, selection.about["strategy"]):
         strategy, usual, names = selection.about["strategy"], before, filters
     else:
-        usual, names = {"seed": before["seed"]}, _filters(find_strategy(strategy), filters, scored.target is not None)
+        usual, names = (
+            {"seed": before["seed"]},
+            filter_names(find_strategy(strategy), filters, scored.target is not None),
+        )
     choice = {**usual, **choice} | ({} if seed is None else {"seed": seed})
-    if names is not None and [*names] != scored.about["filters"]:
-        evidence = Evidence(nll=scored.scores.unlikely)
-        rejections = _rejections(scored.pool.rows, scored.scores, evidence, names)
-        scored = replace(scored, rejections=rejections, about={**scored.about, "filters": [*names]})
-    return _write(scored, out, budget, strategy, choice.pop("seed"), overwrite, choice)
-
-
-def choose(
-    scored: Scored,
-    amount: Amount,
-    strategy: Strategy,
-    *,
-    temperature: float = 1.0,
-    weights: Mapping[Any, float] | None = None,
-    minimum: int = 0,
-    ids: Sequence[str] = (),
-    seed: int = 0,
-) -> tuple[Any, Candidates]:
-    """The decision itself: a `Picked`, and what the strategy looked at.
-
-    Args:
-        scored: the pool after the models have been over it.
-        amount: how much.
-        strategy: who decides.
-        temperature: exponent on a cluster's damage; 0 makes all clusters equal, 2 favours the worst.
-        weights: factors on the clusters' shares, by number of the cluster.
-        minimum: rows (or tokens) that every cluster gets.
-        ids: for the strategy "ids".
-        seed: of what is random.
-    """
-    allowed = np.array([reason is None for reason in scored.rejections])
-    candidates = Candidates(
-        scored.pool.rows,
-        scored.tokens,
-        scored.labels,
-        allowed,
-        scored.scores,
-        ids,
-        temperature,
-        {int(cluster): weight for cluster, weight in (weights or {}).items()},
-        scored.target,
-        seed,
-    )
-    return pick(candidates, strategy, amount, minimum), candidates
-
-
-def find_strategy(name: str) -> Strategy:
-    """A strategy by name.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    if name not in STRATEGIES:
-        raise unknown("strategy", name, STRATEGIES)
-    return STRATEGIES[name]
-
-
-def _write(
-    scored: Scored,
-    out: Path,
-    budget: str | float,
-    strategy: str,
-    seed: int,
-    overwrite: bool,
-    choice: dict[str, Any],
-) -> Selection:
-    """Chooses, and writes the directory: all of it or nothing."""
-    from sentei.recover.select.summary import manifest, summarise
-    from sentei.report.selection import render
-
-    amount, chosen_strategy = Amount.parse(budget), find_strategy(strategy)
-    picked, candidates = choose(scored, amount, chosen_strategy, seed=seed, **choice)
-    chosen = [int(row) for row in picked.rows]
-    if choice.get("weights"):
-        choice = choice | {
-            "weights": {str(cluster): weight for cluster, weight in choice["weights"].items()}
-        }  # as JSON
-    about = {
-        "schema_version": SCHEMA,
-        "strategy": strategy,
-        "budget": {
-            "asked": str(budget),
-            "unit": amount.unit,
-            "selected": len(chosen),
-            "tokens": int(scored.tokens[chosen].sum()),
-        },
-        "pool": {"source": scored.pool.source, "format": scored.pool.format, "rows": len(scored.pool.rows)},
-        **scored.about,
-        "choice": dict(sorted((choice | {"seed": seed}).items())),
-        "chosen": chosen,
-    }
-    rows = manifest(scored, candidates, picked)
-    with atomic_dir(out, overwrite=overwrite) as scratch:
-        write_scored(scored, scratch)
-        write_rows(scratch / "selected.jsonl", [scored.pool.rows[row].raw for row in chosen])
-        write_rows(scratch / "manifest.jsonl", rows)
-        write_json(scratch / "selection.json", about)
-        write_text(scratch / "selection.html", render(summarise(scored, about, candidates, picked, rows)))
-    return Selection(out, about, chosen)
+    names = scored.about["filters"] if names is None else [*names]
+    wanted = scored.about["languages"] if languages is None else [*languages]
+    if (names, wanted) != (scored.about["filters"], scored.about["languages"]):
+        check_languages(wanted)
+        evidence = Evidence(nll=scored.scores.unlikely, counts=scored.scores.counts, languages=tuple(wanted))
+        nothing = {int(row): reason for row, reason in scored.about["idle"].items()}
+        rejected = rejections(scored.pool.rows, scored.scores, evidence, names, nothing)
+        scored = replace(scored, rejections=rejected, about={**scored.about, "filters": names, "languages": wanted})
+        for line in said(rejected, scored.pool.rows):
+            progress.say(line)
+    return write(scored, out, budget, strategy, choice.pop("seed"), overwrite, choice)
 
 
 def _embedded(
@@ -298,23 +236,17 @@ def _embedded(
     return embed(list(texts), model=embedder or MODEL, device=device, progress=progress)
 
 
-def _filters(strategy: Strategy, asked: Sequence[str] | None, target: bool) -> list[str]:
-    """The filters that are asked for, else those of the strategy; unknown ones are refused."""
-    names = [*DEFAULTS, *(["off-target"] if target else [])] if strategy.filters else []
-    names = names if asked is None else [*asked]
-    for name in names:
-        FILTERS[name]
-    if "off-target" in names and not target:
-        raise InputError("the filter 'off-target' needs texts of the wanted capability; give some with --target")
-    return names
-
-
-def _rejections(rows: Sequence[PoolRow], scores: Scores, evidence: Evidence, names: Sequence[str]) -> list[str | None]:
-    """The first reason against each row; a row without a response within the length can never be trained on."""
-    reasons = reject(rows, evidence, names)
-    for row in np.flatnonzero(np.isnan(scores.dense_nll)).tolist():
-        reasons[row] = reasons[row] or "no response among the tokens that are read"
-    return reasons
+def _strangers(rows: Sequence[PoolRow], samples: Sequence[Sample], owner: NDArray[np.int64]) -> dict[int, int]:
+    """Sample -> one of a row with another question, for the rows that share a question: see `strangers`."""
+    first = np.searchsorted(owner, np.arange(len(rows)))  # sample of each row
+    usable = [row for row in range(len(rows)) if samples[int(first[row])].response[1:].any()]
+    sizes = {row: int(samples[int(first[row])].response.argmax()) for row in usable}
+    found = strangers(rivals(rows), sizes)
+    return {
+        sample: int(first[found[row]])
+        for sample, row in enumerate(owner.tolist())
+        if row in found and samples[sample].response[1:].any()
+    }
 
 
 def _target_share(vectors: NDArray[np.float32], goal: NDArray[np.float32], found: Clustering) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from sentei.data.pools import Pool, read_pool
 from sentei.errors import InputError, one_line
 from sentei.files import write_json, write_text
 from sentei.recover.select.about import read_about
-from sentei.recover.select.damage import Scores, read_scores
+from sentei.recover.select.scores import Scores, read_scores
 from sentei.schema import read
 
 POOL = "pool.jsonl.gz"
@@ -37,6 +37,8 @@ class Scored:
         tokens: of each row, prompt and response, int64 [N].
         labels: cluster of each row, int64 [N].
         coordinates: where each row is on the map, float32 [N, 2].
+        owners: the row of each sample that the models read, int64 [samples]: a template that rewrites earlier turns
+            makes several of a row.
         rejections: why a filter rejected it, or None, [N].
         target: share of the wanted capability's texts in each cluster [K], or None.
         about: JSON: models, settings of the scoring, filters, names of the clusters, what a person should know.
@@ -48,6 +50,7 @@ class Scored:
     tokens: NDArray[np.int64]
     labels: NDArray[np.int64]
     coordinates: NDArray[np.float32]
+    owners: NDArray[np.int64]
     rejections: list[str | None]
     target: NDArray[np.float64] | None
     about: dict[str, Any]
@@ -93,12 +96,15 @@ class Selection:
             )
         arrays = _arrays(self.directory / "clusters.safetensors", rows, clusters)
         about = {key: self.about[key] for key in ("models", "scoring", "filters", "notes", "clusters")}
+        about |= {key: self.about.get(key, usual) for key, usual in (("languages", []), ("idle", {}))}
+        owners = arrays.get("owners", np.arange(rows))
         return Scored(
             Pool(pool.rows, pool.format, self.about["pool"]["source"]),
-            read_scores(self.directory / SCORES, len(pool.rows)),
+            read_scores(self.directory / SCORES, len(owners)).of_rows(owners, rows),
             arrays["tokens"],
             arrays["labels"],
             arrays["coordinates"],
+            owners,
             _rejections(self.directory / "rejections.json", rows),
             arrays.get("target"),
             about,
@@ -120,6 +126,9 @@ def _arrays(path: Path, rows: int, clusters: int) -> dict[str, NDArray[Any]]:
             raise InputError(f"{path}: {name}: expected shape {shape}, got {got}; select again")
         if not np.isfinite(arrays[name]).all():
             raise InputError(f"{path}: {name} has values that are not finite; select again")
+    owners = arrays.get("owners", np.arange(rows))
+    if owners.ndim != 1 or not np.array_equal(np.unique(owners), np.arange(rows)):
+        raise InputError(f"{path}: owners: expected every row from 0 to {rows - 1} to own a sample; select again")
     if rows and not (arrays["labels"].min() >= 0 and arrays["labels"].max() < clusters):
         raise InputError(f"{path}: labels: expected 0 to {clusters - 1}, the clusters of selection.json; select again")
     return arrays
@@ -141,7 +150,7 @@ def write_scored(scored: Scored, directory: Path) -> None:
     ):
         for row in scored.pool.rows:
             file.write(json.dumps(row.raw, default=str) + "\n")  # as it was read: the ids follow from it
-    arrays = {"tokens": scored.tokens, "labels": scored.labels, "coordinates": scored.coordinates}
+    arrays = {name: getattr(scored, name) for name in ("tokens", "labels", "coordinates", "owners")}
     if scored.target is not None:
         arrays["target"] = scored.target
     save_file(arrays, directory / "clusters.safetensors")

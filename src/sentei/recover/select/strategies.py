@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentei.data.pools import PoolRow
-from sentei.errors import InputError
-from sentei.recover.select.damage import Scores
+from sentei.errors import InputError, unknown
+from sentei.recover.select.scores import Scores
 
 Floats = NDArray[np.float64]
 
@@ -168,3 +168,14 @@ STRATEGIES: dict[str, Strategy] = {
     "ids": Strategy(_published_list, "a published list of ids, in its order"),
     "all": Strategy(lambda c: Preference(np.zeros(len(c.rows))), "every row, whatever the budget", takes_all=True),
 }
+
+
+def find_strategy(name: str) -> Strategy:
+    """A strategy by name.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
+    return STRATEGIES[name]

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from sentei.data.batches import Batch, by_length, pad, shuffled
-from sentei.data.chat import Sample, encode, tokenizer_digest
+from sentei.data.chat import Sample, encode, remarks, tokenizer_digest
 from sentei.data.pairs import encode_pairs
-from sentei.data.pools import Pool, read_pool
+from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.data.splits import split
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import TaskRow, read_rows
+from sentei.data.tokens import check_ids
 from sentei.errors import InputError
 from sentei.models.identity import difference, hash_tokenizer
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.recover.select.damage import score
+from sentei.recover.select.pair import shared_tokens
 from sentei.recover.select.selection import SCORES, Selection
 from sentei.recover.teacher import Teacher
 from sentei.recover.tune.loss import response_loss
@@ -67,8 +69,12 @@ class TrainingData:
         return sum(len(self.samples[row].ids) for row in rows)
 
 
-def read_source(data: str | Path | Selection | Pool | TaskFile | Sequence[dict[str, Any]]) -> Source:
+def read_source(
+    data: str | Path | Selection | Pool | TaskFile | Sequence[dict[str, Any]], *, strict: bool = False
+) -> Source:
     """A selection directory, a task file (.yaml), or a pool of any kind; what is read already is given back.
+
+    `strict` refuses a pool with a bad row.
 
     Raises:
         InputError: none of these, or unreadable.
@@ -79,7 +85,7 @@ def read_source(data: str | Path | Selection | Pool | TaskFile | Sequence[dict[s
         return TaskFile.load(data)
     if isinstance(data, str | Path) and (Path(data) / "selection.json").is_file():
         return Selection.load(data)
-    return read_pool(data)
+    return read_pool(data, strict=strict)
 
 
 def read_data(
@@ -90,32 +96,43 @@ def read_data(
     progress: Progress,
     teacher: Loaded | None,
     taught: bool,
+    *,
+    strict: bool = False,
 ) -> TrainingData:
     """The samples that can be learnt from; held-out rows are drawn from them.
 
     `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
+    `strict`: whether a row that the chat template refuses is refused.
     """
+    rows: Sequence[PoolRow] = ()
     if isinstance(data, Selection):
         scored, length = data.scored(), data.about["scoring"]["length"]
-        samples = encode([scored.pool.rows[row] for row in data.chosen], tokenizer, length=length)
-        source = f"selection of {len(samples):,} rows"
+        rows = [scored.pool.rows[row] for row in data.chosen]
+        samples = encode(rows, tokenizer, length=length, strict=strict)
+        source = f"selection of {len(rows):,} rows"
     elif isinstance(data, TaskFile):
         samples = task_samples(split(data, read_rows(data)).calibrate, tokenizer, length)
         source = f"{len(samples):,} rows of task {data.name!r}, those that `fit` calibrates on"
     else:
-        samples = encode(data.rows, tokenizer, length=length)
-        source = f"{len(data.rows):,} rows of {data.source}, read as {data.format}"
+        rows = data.rows
+        samples = encode(rows, tokenizer, length=length, strict=strict)
+        source = f"{len(rows):,} rows of {data.source}, read as {data.format}"
     progress.say(f"data: {source}")
-    if cut := sum(sample.truncated for sample in samples):
-        progress.say(f"  {cut:,} rows are longer than {length} tokens and are cut there")
-    usable = [i for i, sample in enumerate(samples) if sample.response[1:].any()]
-    if len(usable) < len(samples):
-        progress.say(f"  {len(samples) - len(usable)} rows have no response within {length} tokens and are left out")
-    if len(usable) < 2:
-        raise InputError(f"{len(usable)} rows of {source} have a response to learn from, at least 2 are needed")
-    order = np.random.default_rng(seed).permutation(usable).tolist()
-    aside = max(1, min(HELDOUT, max(len(usable) // 10, min(LEAST, len(usable) // 4))))
-    found = TrainingData(samples, sorted(order[aside:]), sorted(order[:aside]))
+    said = data.skipped.lines("are skipped") if isinstance(data, Pool) else []
+    said += remarks(samples, rows, length)
+    for line in said:
+        progress.say(f"  {line}")
+    groups: dict[int, list[int]] = {}  # the answers of one row stay together, or held-out rows would be known
+    for i, sample in enumerate(samples):
+        if sample.response[1:].any():
+            groups.setdefault(sample.row, []).append(i)
+    if len(groups) < 2:
+        why = f" ({'; '.join(said)})" if said else ""
+        raise InputError(f"{len(groups)} rows of {source} have a response to learn from, at least 2 are needed{why}")
+    order = np.random.default_rng(seed).permutation(list(groups)).tolist()
+    aside = max(1, min(HELDOUT, max(len(groups) // 10, min(LEAST, len(groups) // 4))))
+    train, heldout = (sorted(i for row in some for i in groups[row]) for some in (order[aside:], order[:aside]))
+    found = TrainingData(samples, train, heldout)
     if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
         scoring = data.about["scoring"]
         if teacher is not None and difference(teacher, scoring["dense"]):
@@ -127,7 +144,8 @@ def read_data(
                 "teacher says nothing here; use --loss sft, or select again with this model"
             )
         found.teacher = Teacher(data.directory / SCORES)
-        found.known = dict(enumerate(data.chosen))
+        read = [piece for row in data.chosen for piece in np.flatnonzero(scored.owners == row).tolist()]
+        found.known = dict(enumerate(read))
     return found
 
 
@@ -135,13 +153,13 @@ def task_samples(rows: Sequence[TaskRow], tokenizer: Any, length: int) -> list[S
     """Contexts and right answers as they are scored, without a chat template; a long context loses its beginning."""
     samples = []
     pairs = encode_pairs([(row.context, row.target) for row in rows], tokenizer)
-    for row, (context, answer) in zip(rows, pairs, strict=True):
+    for number, (row, (context, answer)) in enumerate(zip(rows, pairs, strict=True)):
         end = [] if row.choices or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         answer = [*answer, *end]
         kept = context[-max(length - len(answer), 1) :]
         ids = np.array([*kept, *answer], dtype=np.int32)[:length]
         response = np.arange(len(ids)) >= len(kept)
-        samples.append(Sample(ids, response, truncated=len(context) + len(answer) > length))
+        samples.append(Sample(ids, response, truncated=len(context) + len(answer) > length, row=number))
     return samples
 
 
@@ -187,7 +205,10 @@ def teach(
             f"{teacher.name} and {model.name} have different tokenizers; the teacher must be the dense model"
         )
     read = sorted({row for rows in steps for row in rows} | set(data.heldout))
+    vocab = shared_tokens(teacher.model, model.model)
+    check_ids(model.tokenizer, (data.samples[row].ids.tolist() for row in read), vocab)
     progress.say(f"  the teacher reads {len(read):,} rows")
-    score(teacher.model, None, [data.samples[row] for row in read], directory / "teacher", progress=progress)
+    samples = [data.samples[row] for row in read]
+    score(teacher.model, None, samples, directory / "teacher", vocab=vocab, progress=progress)
     data.teacher = Teacher(directory / "teacher")
     data.known = {row: at for at, row in enumerate(read)}

@@ -60,6 +60,7 @@ def tune(
     evaluations: int = 10,
     patience: int | None = 3,
     other_text: Sequence[str] = (),
+    strict: bool = False,
     seed: int = 0,
     work: Path | None = None,
     progress: Progress | None = None,
@@ -84,6 +85,8 @@ def tune(
         patience: evaluations without improvement before an early stop; None: never.
         other_text: documents of another kind than the data. Their perplexity is written beside the held-out loss, which
             cannot show what a narrow data set makes a model forget.
+        strict: refuse a pool with a row that cannot be read, does not fit, or that the chat template refuses; else such
+            rows are skipped and counted.
         seed: of order, held-out rows and starts.
         work: directory for checkpoints and the teacher's tokens; a killed tuning goes on from it.
         progress: told about each step.
@@ -106,13 +109,14 @@ def tune(
     started = time.monotonic()
     with _kept(work) as directory:
         found = read_data(
-            read_source(data),
+            read_source(data, strict=strict),
             model.tokenizer,
             min(length, context_length(model.model)),
             seed,
             progress,
             None if loss == "sft" else teacher,
             loss != "sft",
+            strict=strict,
         )
         kind = loss or ("both" if teacher is not None or found.teacher is not None else "sft")
         steps = plan_steps(found, tokens, batch_tokens, seed)

@@ -19,14 +19,16 @@ class Evidence:
     Attributes:
         embeddings: of the prompts, float32 [N, d], unit rows.
         nll: how unlikely the dense model finds each response after its prompt, nats per token, float32 [N]; best less
-            what it finds without the prompt, or a fluent answer to another question beats a short right one.
-        language: the wanted one (ISO 639-1); None: the one that most rows are in.
+            what it finds after another prompt, or a fluent answer to another question beats a short right one.
+        counts: tokens of each response, float32 [N].
+        languages: the wanted ones (ISO 639-1); none: those of a good part of the rows.
         target: embeddings of texts that ask for the wanted capability, float32 [M, d], unit rows.
     """
 
     embeddings: NDArray[np.float32] | None = None
     nll: NDArray[np.float32] | None = None
-    language: str | None = None
+    counts: NDArray[np.float32] | None = None
+    languages: tuple[str, ...] = ()
     target: NDArray[np.float32] | None = None
 
     def check(self, rows: int) -> None:
@@ -35,7 +37,7 @@ class Evidence:
         Raises:
             InputError: it has not.
         """
-        for name in ("embeddings", "nll"):
+        for name in ("embeddings", "nll", "counts"):
             value = getattr(self, name)
             if value is not None and len(value) != rows:
                 raise InputError(f"the evidence {name!r} is of {len(value)} rows, expected {rows}, one per row")
@@ -47,6 +49,7 @@ class Evidence:
             self,
             embeddings=None if self.embeddings is None else self.embeddings[index],
             nll=None if self.nll is None else self.nll[index],
+            counts=None if self.counts is None else self.counts[index],
         )
 
 

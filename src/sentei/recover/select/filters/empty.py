@@ -18,18 +18,26 @@ _PLACEHOLDERS = frozenset(
 # Written as a tag it is a placeholder wherever it stands.
 _TAG = re.compile(r"<\s*no\s?(?:input|output|answer|response)\s*>", re.IGNORECASE)
 _EDGES = re.compile(r"^[\W_]+|[\W_]+$")
+# A question whose answer may be a mark: the percent sign, a full stop, an operator, the rule of Markdown.
+_SYMBOL = re.compile(
+    r"symbol|\bsigns?\b|\bmarks?\b|character|punctuation|operator|letter|delimiter|separator|wildcard|bracket|"
+    r"morse|emoji|emoticon|ascii|unicode|regex|regular expression|markdown|syntax|\btype\b|符号|标点|記号",
+    re.IGNORECASE,
+)
+_STROKES = frozenset(".-–—_…")  # one of them alone is how people leave a field out
 
 
-def _void(text: str) -> str:
-    """What makes a text say nothing, or an empty string."""
+def _void(text: str, question: str = "") -> str:
+    """What makes a text say nothing, or an empty string; as the answer to `question`, a mark may say something."""
     text = text.strip()
     if not text:
         return "empty"
     if len(text) < 40 and _EDGES.sub("", text).lower() in _PLACEHOLDERS:
         return f"the placeholder {text!r}"
-    if len(set(text)) == 1 and unicodedata.category(text[0])[0] in "PC":  # Morse code and smileys use several marks
-        return f"only {text[:3]!r}"
-    return ""
+    if len(set(text)) > 1 or unicodedata.category(text[0])[0] not in "PC":  # Morse code and smileys use several marks
+        return ""
+    asked = question and (_SYMBOL.search(question) or (len(text) == 1 and text not in _STROKES))
+    return "" if asked and text.isprintable() else f"only {text[:3]!r}"
 
 
 def _reason(row: PoolRow) -> str:
@@ -37,11 +45,13 @@ def _reason(row: PoolRow) -> str:
         void = _void(row.text)
         return f"the text is {void}" if void else ""
     asked = answered = False
+    question = ""
     for turn in row.turns:
         if turn.role == "system":
             continue
         who = "the question" if turn.role == "user" else "the answer"
-        if void := _void(turn.content):
+        question = turn.content if turn.role == "user" else question
+        if void := _void(turn.content, "" if turn.role == "user" else question):
             return f"{who} is {void}"
         if tag := _TAG.search(turn.content):
             return f"{who} holds the placeholder {tag.group()!r}"
