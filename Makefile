@@ -4,10 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+OLDEST := .venv-oldest
+# What reaches into torch and transformers: loading, every family, measuring, cutting, scoring, training.
+OLDEST_TESTS := $(addprefix tests/,test_api.py test_machine.py algebra families models measure prune/test_scores.py \
+	prune/test_projections.py search/test_library.py prove/test_score.py prove/test_branches.py recover/test_attention.py \
+	recover/tune/test_effective.py recover/tune/test_loss.py recover/tune/test_train.py)
 PROMPT := The capital of France is
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-engines test-all lint format clean
+.PHONY: help install demo test test-engines test-oldest test-all lint format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +38,11 @@ $(VENV)/.installed-engines: $(VENV)/.installed-dev
 	$(PIP) -e '.[engines]'
 	@touch $@
 
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt -e '.[test]'
+	@touch $@
+
 install: $(VENV)/.installed
 
 demo: export HF_HUB_OFFLINE = 1
@@ -49,6 +59,11 @@ test: $(VENV)/.installed-dev
 test-engines: export HF_HUB_OFFLINE = 1
 test-engines: $(VENV)/.installed-engines
 	$(BIN)/python -m pytest -m "engine and not slow" $(ARGS)
+
+# make test-oldest  tests the core with the lowest versions of torch and transformers, in .venv-oldest
+test-oldest: export HF_HUB_OFFLINE = 1
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -m "not slow and not engine" $(or $(ARGS),$(OLDEST_TESTS))
 
 # make test-all   installs the engines and runs every test, the slow ones too
 test-all: export HF_HUB_OFFLINE = 1

@@ -16,6 +16,7 @@ from torch.utils import backend_registration
 from torch.utils._pytree import tree_iter, tree_map
 
 NAME = "fake"
+POSSIBLE = hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
 _aten = torch.ops.aten
 _INDEXING = {_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default}
 _libraries: list[Any] = []

@@ -129,14 +129,15 @@ def run(
     return _Run(recipe, out, shown(progress)).go()
 
 
-def resume(out: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Goes on with a run that was stopped; a finished one is left as it is. Returns and raises as `run`."""
+def resume(out: str | Path, *, device: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Goes on with a run that was stopped, on `device`; a finished one is left as it is. Returns, raises as `run`."""
     out = Path(out)
     if not _holds_run(out):
         raise InputError(
             f"{out} holds no run (recipe.yaml is missing); `sentei run recipe.yaml --out {out}` starts one"
         )
-    return _Run(Recipe.load(out / "recipe.yaml"), out, shown(progress)).go()
+    recipe = Recipe.load(out / "recipe.yaml", [] if device is None else [f"device={device}"])
+    return _Run(recipe, out, shown(progress)).go()
 
 
 def _holds_run(out: Path) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError
+from sentei.fit.begun import settled_dtype
 from sentei.fit.fit import fit
 from sentei.fit.frontier import frontier
 from sentei.fit.setup import Settings, claim, search_budget, search_kinds
@@ -119,9 +120,9 @@ def test_bad_settings_name_themselves(stories, task, tmp_path):
 
 def test_another_setting_does_not_share_a_directory(stories, task, tmp_path):
     frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, settings=Settings(heal=0))
-    with pytest.raises(InputError, match="another model, task or setting"):
+    with pytest.raises(InputError, match="another model, dtype, task or setting"):
         frontier(stories, task, tmp_path / "f", shares=(0.3,), latency=False, settings=Settings(heal=0, length=64))
-    with pytest.raises(InputError, match="another model, task or setting"):
+    with pytest.raises(InputError, match="another model, dtype, task or setting"):
         frontier(stories, task, tmp_path / "f", shares=(0.3,), settings=Settings(heal=0, phase="prefill"))
 
 
@@ -172,3 +173,18 @@ def test_the_commands_of_a_point_make_the_model_that_was_measured(stories, task,
     score = prepare(rows, again.tokenizer, "acc").score(again.model).score
     assert np.mean(score) == pytest.approx(report["points"][1]["value"], abs=1e-9)
     assert report["dense_trained"]["value"] >= report["points"][0]["value"], "training on a task does not hurt it"
+
+
+def test_a_fit_goes_on_in_the_dtype_that_it_was_begun_in(stories, task, tmp_path, monkeypatch):
+    out, said = tmp_path / "run", []
+    fit(stories, task, out, tolerance=0.3, evaluations=2, settings=Settings(heal=0))
+    monkeypatch.setattr("sentei.machine.fast_dtype", lambda device: "bfloat16")
+    assert settled_dtype(out, "auto", "cpu", said.append, overwrite=False) == "float32"
+    assert len(said) == 1 and said[0].startswith("goes on in float32, as it began; bfloat16 is fast on ")
+    monkeypatch.setattr("sentei.machine.fast_dtype", lambda device: "float32")
+    assert settled_dtype(out, "auto", "cpu", said.append, overwrite=False) == "float32" and len(said) == 1
+    for asked, where, overwrite in (("bfloat16", out, False), ("auto", out, True), ("auto", tmp_path / "x", False)):
+        assert settled_dtype(where, asked, "cpu", said.append, overwrite=overwrite) == asked
+    half = load(stories.model.name_or_path, dtype="bfloat16", device="cpu")
+    with pytest.raises(InputError, match="holds a run of another model, dtype, task or setting"):
+        fit(half, task, out, tolerance=0.3, evaluations=2, settings=Settings(heal=0))

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import torch
 
 from sentei.families import family_of
@@ -92,7 +94,14 @@ def test_bf16_products_are_exact():
     exact = (x.double().T @ x.double()).float()
     torch.testing.assert_close(gram(x), exact, rtol=1e-4, atol=1e-3)
     assert (x.T @ x - exact).abs().max() > 10 * (gram(x) - exact).abs().max(), "a bf16 sum would be as good"
-    before = torch.backends.mkldnn.matmul.fp32_precision
+
+
+def test_the_setting_of_products_is_put_back(monkeypatch):
+    matmul = SimpleNamespace(fp32_precision="ieee")
+    monkeypatch.setattr(torch.backends.mkldnn, "matmul", matmul, raising=False)
     with exact_products():
-        pass
-    assert torch.backends.mkldnn.matmul.fp32_precision == before
+        assert matmul.fp32_precision == "bf16"
+    assert matmul.fp32_precision == "ieee"
+    monkeypatch.delattr(torch.backends.mkldnn, "matmul")  # as before torch 2.9
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    torch.testing.assert_close(gram(x), x.float().T @ x.float())

@@ -80,6 +80,7 @@ def fit_command(
     from sentei.data.task_file import TaskFile
     from sentei.errors import QualityError
     from sentei.files import read_json, write_text
+    from sentei.fit.begun import settled_dtype
     from sentei.fit.fit import fit
     from sentei.fit.setup import claim
     from sentei.models.load import load
@@ -89,7 +90,9 @@ def fit_command(
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
     refuse_metric(trust_remote_code, task, wanted)
     hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
-    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    progress = TerminalProgress()
+    kind = settled_dtype(out, dtype.value, device, progress.say, overwrite=overwrite)
+    loaded = load(model, dtype=kind, device=device, trust_remote_code=trust_remote_code)
     try:
         report = fit(
             loaded,
@@ -103,7 +106,7 @@ def fit_command(
             workers=workers,
             seed=seed,
             overwrite=overwrite,
-            progress=TerminalProgress(),
+            progress=progress,
         ).report
     except QualityError:
         write_text(out / "report.html", render(read_json(out / "report.json")))

@@ -44,6 +44,7 @@ def frontier_command(
     """Measure the whole curve of size, quality and latency; each point is a plan for `sentei cut`."""
     from sentei.data.task_file import TaskFile
     from sentei.files import write_json, write_text
+    from sentei.fit.begun import settled_dtype
     from sentei.fit.frontier import SHARES, frontier
     from sentei.fit.setup import claim
     from sentei.models.load import load
@@ -53,7 +54,9 @@ def frontier_command(
     wanted, settings = TaskFile.load(task), read_settings(objective, target_engine, kinds, length, heal)
     refuse_metric(trust_remote_code, task, wanted)
     hold(out, model, task, wanted.data, overwrite=overwrite, check=claim)
-    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    progress = TerminalProgress()
+    kind = settled_dtype(out, dtype.value, device, progress.say, overwrite=overwrite)
+    loaded = load(model, dtype=kind, device=device, trust_remote_code=trust_remote_code)
     report = frontier(
         loaded,
         wanted,
@@ -62,9 +65,13 @@ def frontier_command(
         settings=settings,
         latency=latency,
         overwrite=overwrite,
-        progress=TerminalProgress(),
+        progress=progress,
     )
-    options = ["--dtype", dtype.value, *(["--trust-remote-code"] if trust_remote_code else [])]
+    options = [
+        "--dtype",
+        str(loaded.model.dtype).removeprefix("torch."),
+        *(["--trust-remote-code"] if trust_remote_code else []),
+    ]
     report["given"] = {"model": model, "task": str(task), "out": str(out), "options": options}
     write_json(out / "frontier.json", report)
     write_text(out / "frontier.html", render(report))

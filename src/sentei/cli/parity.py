@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import Field, Format, FormatOption, Model, print_json
+from sentei.cli.app import DeviceOption, Field, Format, FormatOption, Model, print_json
 
 
 def parity_command(
@@ -23,6 +23,7 @@ def parity_command(
     tolerance: Annotated[
         float | None, typer.Option(help="Largest |Δ log p|; default: by the engine's precision, 1e-3 in fp32.")
     ] = None,
+    device: DeviceOption = "cpu",
     format: FormatOption = Format.text,
 ) -> None:
     """Run an export in its engine: does it give the model's log-probabilities, for all words, with the cache too?"""
@@ -41,6 +42,7 @@ def parity_command(
         lengths=lengths or LENGTHS,
         tokens=tokens,
         tolerance=tolerance,
+        device=device,
         progress=TerminalProgress(),
     )
     record(export, found)

@@ -13,6 +13,9 @@ from sentei.cli.run import REMOTE_CODE, show
 
 def resume_command(
     run_directory: Annotated[Path, typer.Argument(metavar="RUN", help="The --out of `sentei run`.")],
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="Go on there: auto, cpu, cuda, cuda:N or mps.")
+    ] = None,
     trust_remote_code: Trust = False,
     format: FormatOption = Format.text,
 ) -> None:
@@ -24,4 +27,4 @@ def resume_command(
     path = run_directory / "recipe.yaml"
     if path.is_file():
         refuse_code(trust_remote_code, Recipe.load(path).trust_remote_code, f"{path}: {REMOTE_CODE}")
-    show(run_directory, lambda: resume(run_directory, progress=TerminalProgress()), format)
+    show(run_directory, lambda: resume(run_directory, device=device, progress=TerminalProgress()), format)

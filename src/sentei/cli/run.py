@@ -23,6 +23,10 @@ def run_command(
         float | None,
         typer.Option("--minutes", metavar="M", help="Scale tokens, windows and rows down to about so long a run."),
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps; default: recipe's."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Use a run directory again; what did not change is kept.")
     ] = False,
@@ -34,7 +38,10 @@ def run_command(
     from sentei.recipe import Recipe
     from sentei.run import run
 
-    wanted = Recipe.load(recipe, [*(set_ or []), *([] if minutes is None else [f"minutes={minutes}"])])
+    given = {"minutes": minutes, "device": device}
+    wanted = Recipe.load(
+        recipe, [*(set_ or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    )
     refuse_code(trust_remote_code, wanted.trust_remote_code, f"{recipe}: {REMOTE_CODE}")
     show(out, lambda: run(wanted, out, overwrite=overwrite, progress=TerminalProgress()), format)
 

@@ -97,7 +97,7 @@ def tune_command(
     large = None
     if teacher is not None and loss != "sft":
         large = load(teacher, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
-    key = [settings, small.digest, large.digest if large else None, fingerprint(data), others, dtype.value]
+    key = [settings, small.digest, large.digest if large else None, fingerprint(data), others, str(small.model.dtype)]
     with work_dir(out, key) as work:
         tuned = tune(
             small, source, teacher=large, other_text=others, work=work, progress=TerminalProgress(), **settings

@@ -15,6 +15,7 @@ from sentei.data.task_rows import chance, read_rows
 from sentei.data.windows import Windows
 from sentei.errors import InputError, unknown
 from sentei.files import hash_json, write_json
+from sentei.fit.begun import RUN, begun
 from sentei.fit.healing import HEAL, healed
 from sentei.marks import write_mark
 from sentei.measure.collect import measure
@@ -30,12 +31,11 @@ from sentei.prune.cut import cut
 from sentei.prune.menu import Entry, Menus, Times
 from sentei.prune.methods import KINDS
 from sentei.prune.planning import menus_for, plan_of
-from sentei.schema import parse, read
+from sentei.schema import parse
 from sentei.search.goal import Goal
 
 LENGTH = 512  # tokens of a calibration row at most
 GRADIENT_TOKENS = 8192
-RUN = "run.json"
 # What lies in a run directory, as patterns: the searches' journals are named after them.
 _FILES = (
     *(RUN, "splits.json", "profile/*", "latency-*.json", "plan.json", "plans/*", "model/*", "report.*", "frontier.*"),
@@ -156,8 +156,9 @@ def set_up(
     floor = chance(splits.search)
     _refuse_chance(goal, dense, floor, task)
     about = task.model_dump(mode="json", exclude={"data"})
-    identity = hash_json([loaded.digest, splits.digest, about, settings.key()])
-    _claim(out, identity, overwrite)  # nothing is written before here, so that what is refused leaves no trace
+    dtype = str(loaded.model.dtype).removeprefix("torch.")
+    identity = hash_json([loaded.digest, dtype, splits.digest, about, settings.key()])
+    _claim(out, identity, dtype, overwrite)  # nothing is written before here, so that what is refused leaves no trace
     if not stored.exists():
         splits.save(stored)
     profile = _profile(loaded, windows, out, progress)
@@ -243,15 +244,16 @@ def claim(out: Path, *, inputs: Iterable[str | Path | None] = (), overwrite: boo
         check_output(out, inputs=inputs, overwrite=overwrite)
 
 
-def _claim(out: Path, identity: str, overwrite: bool) -> None:
+def _claim(out: Path, identity: str, dtype: str, overwrite: bool) -> None:
     """One run per directory."""
-    path = out / RUN
     if overwrite and out.exists():
         with atomic_dir(out, overwrite=True):
             pass
-    if path.exists() and read(path, dict[str, Any]).get("identity") != identity:
-        raise InputError(f"{out} holds a run of another model, task or setting; choose another --out, or --overwrite")
-    write_json(path, {"schema_version": 1, "identity": identity})
+    if (before := begun(out)) and before["identity"] != identity:
+        raise InputError(
+            f"{out} holds a run of another model, dtype, task or setting; choose another --out, or --overwrite"
+        )
+    write_json(out / RUN, {"schema_version": 1, "identity": identity, "dtype": dtype})
     write_mark(out, _FILES)
 
 

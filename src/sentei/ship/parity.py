@@ -21,6 +21,8 @@ from sentei.ship.engines import ENGINES, Engine, LogProbs, Session, Timing
 from sentei.ship.facts import read_facts
 
 if TYPE_CHECKING:
+    import torch
+
     from sentei.models.load import Loaded
 
 __all__ = ["ENGINES", "Engine", "LogProbs", "Parity", "Session", "Timing", "engine_for", "parity"]
@@ -149,6 +151,7 @@ def parity(
     lengths: Sequence[int] = LENGTHS,
     tokens: int = TOKENS,
     tolerance: float | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Parity:
     """Runs an export in its engine and compares every log-probability with our torch model in fp32.
@@ -162,6 +165,7 @@ def parity(
         lengths: tokens of the windows, in turns; cut to the model's context.
         tokens: of all windows together.
         tolerance: largest |Δ log p|; default: by precision (`COMPUTED`, `ROUNDED`).
+        device: that the torch model is loaded on; one in memory stays where it is.
         progress: told about every window.
 
     Raises:
@@ -172,7 +176,7 @@ def parity(
     facts = read_facts(Path(export))
     runner = engine_for(facts, engine)
     loaded = (
-        as_loaded(model) if not isinstance(model, (str, Path)) else load(model, dtype=facts["loaded"], device="cpu")
+        as_loaded(model) if not isinstance(model, (str, Path)) else load(model, dtype=facts["loaded"], device=device)
     )
     if different := difference(loaded, facts["digest"]):
         raise InputError(
