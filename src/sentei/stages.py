@@ -150,6 +150,7 @@ def _prove_tokens(recipe: Recipe) -> float:
     """Texts and rows, read by two or three models."""
     from sentei.data.tasks import TaskSet
     from sentei.prove.evaluate import read_tasks, read_texts_named
+    from sentei.prove.speed import ROUNDS
 
     prove = recipe.prove
     most = prove.windows * prove.window if prove.windows else float("inf")
@@ -159,7 +160,8 @@ def _prove_tokens(recipe: Recipe) -> float:
         for task in read_tasks(prove.tasks)
         if isinstance(task, TaskSet)
     )
-    return (3 if recipe.recover else 2) * (texts + rows)
+    timed = (ROUNDS + 1) * (512 + 32 * estimate.DECODE) if prove.speed else 0
+    return (3 if recipe.recover else 2) * (texts + rows + timed)
 
 
 def _texts(value: Any) -> list[str]:

@@ -172,14 +172,19 @@ def _pool_tokens(recipe: Recipe, most: int | None = None) -> float:
     """Tokens of the pool, about; of `most` rows of it."""
     rows = pool_of(recipe).rows
     share = 1.0 if most is None else min(1.0, most / len(rows))
-    return share * estimate.tokens_of(text for row in rows for text in (row.prompt, row.response))
+    letters = estimate.tokens_of(text for row in rows for text in (row.prompt, row.response))
+    return share * (letters + estimate.TEMPLATE * len(rows))
 
 
 def _compare_tokens(recipe: Recipe) -> float:
+    """The rows that are left out, by two models, and the other text, twice by two models."""
     from sentei.recover.capabilities import ROWS
+    from sentei.recover.select.picking import Amount
     from sentei.recover.yardstick import WINDOW, WINDOWS
 
-    return estimate.SCORE * (_pool_tokens(recipe, ROWS) + 2 * WINDOWS * WINDOW)
+    amount, count = Amount.parse(_section(recipe).budget), len(pool_of(recipe).rows)
+    left = count - amount.units(count) if amount.unit != "tokens" else count
+    return estimate.SCORE * (_pool_tokens(recipe, min(ROWS, left)) + 2 * WINDOWS * WINDOW)
 
 
 def _of_select(recipe: Recipe) -> list[Any]:

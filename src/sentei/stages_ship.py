@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sentei import estimate
 from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.recipe import Recipe, Ship
@@ -11,6 +12,7 @@ from sentei.run import Context, Stage
 from sentei.stage_checks import ship_suits
 
 PROMPT, NEW = 512, 64  # tokens of the timing
+PARITY = 1000  # tokens of prompts that writing and the parity check take as long as
 
 
 def _section(recipe: Recipe) -> Ship:
@@ -88,8 +90,18 @@ def _check_ship(recipe: Recipe) -> None:
         raise InputError(f"ship.to names a route twice: {', '.join(ship.to)}; name each once")
 
 
+def _ship_tokens(recipe: Recipe) -> float:
+    """Parity, and the timing of two models in one engine for each route."""
+    from sentei.ship.bench import ROUNDS
+
+    ship = _section(recipe)
+    timed = 2 * (ROUNDS + 1) * (PROMPT + NEW * estimate.DECODE) if ship.speed else 0
+    return len(ship.to) * (PARITY + timed)
+
+
 SHIP = Stage(
     _ship,
+    tokens=_ship_tokens,
     reads=lambda r: r.ship and r.ship.model_dump(),
     check=_check_ship,
     suits=ship_suits,

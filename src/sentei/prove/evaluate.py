@@ -205,7 +205,7 @@ def read_texts_named(source: str | Path | Texts) -> Texts:
 
 
 def read_tasks(tasks: Sequence[str | Path | TaskSet]) -> list[TaskSet | str]:
-    """Task sets of files and of the demo; harness names are left as they are.
+    """Task sets of files and of the demo (all of them, or `demo:arc_easy`); harness names are left as they are.
 
     Raises:
         InputError: see `read_task`.
@@ -214,8 +214,8 @@ def read_tasks(tasks: Sequence[str | Path | TaskSet]) -> list[TaskSet | str]:
     for task in tasks:
         if isinstance(task, TaskSet):
             sets.append(task)
-        elif str(task) == "demo":
-            sets += demo_tasks()
+        elif str(task).partition(":")[0] == "demo":
+            sets += demo_tasks([str(task).removeprefix("demo:")] if ":" in str(task) else None)
         elif Path(task).suffix in (".jsonl", ".gz") or isinstance(task, Path) or "/" in task:
             sets.append(read_task(task))
         else:

@@ -13,6 +13,8 @@ from torch import Tensor
 from sentei.errors import InputError
 from sentei.prove.forward import evaluating, final_hidden, logits, stage
 
+ROUNDS = 5  # that count
+
 
 def speed(
     models: Mapping[str, Any],
@@ -20,7 +22,7 @@ def speed(
     prompt: int = 512,
     new: int = 32,
     batch: int = 1,
-    rounds: int = 5,
+    rounds: int = ROUNDS,
     progress: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Prefill and decode speed of several models, interleaved (A, B, A, B, …) after one round that is not counted.

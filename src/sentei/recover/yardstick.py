@@ -21,7 +21,7 @@ from sentei.recover.select.damage import score
 
 ENOUGH = 16  # rows or windows below which a part decides nothing
 WINDOWS = 16  # of the other text
-WINDOW = 128  # tokens of each
+WINDOW = 64  # tokens of each
 PARTS = {"rows": "held-out rows of the pool", "text": "other text"}
 
 

@@ -20,6 +20,7 @@ from sentei.ship.engines import ENGINES, Timing
 from sentei.ship.facts import read_facts
 from sentei.ship.parity import engine_for
 
+ROUNDS = 5  # that count
 _WORDS = 256  # ids that every vocabulary has; which ones they are does not change the time
 
 
@@ -29,7 +30,7 @@ def bench(
     engine: str | None = None,
     prompt: int = 512,
     new: int = 64,
-    rounds: int = 5,
+    rounds: int = ROUNDS,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Times exports in every installed engine that reads them, A/B/A/B after one round that is not counted.
