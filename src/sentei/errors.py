@@ -7,6 +7,7 @@ one line, without a traceback (`--debug` shows it).
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -44,6 +45,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the known ones: the nearest, and all of them."""
     names = list(known)
     return InputError(f"unknown {kind} {name!r}{nearest(name, names)}; known: {', '.join(names)}")
+
+
+def for_shell(path: object) -> str:
+    """A path or name as a shell reads it, for commands that are there to be copied."""
+    return shlex.quote(str(path))
 
 
 def one_line(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sentei
-from sentei.errors import InputError
+from sentei.errors import InputError, for_shell
 from sentei.files import hash_json, write_json
 from sentei.machine import describe
 from sentei.outputs import check_output, locked, probe, publish, refuse_place, remove, replaced_dir
@@ -118,7 +118,7 @@ def run(
     refuse_place(out, recipe.sources())
     if resumable:
         if not overwrite:
-            hint = f"`sentei resume {out}` goes on with the run in it, --overwrite runs another recipe there"
+            hint = f"`sentei resume {for_shell(out)}` goes on with the run in it, --overwrite runs another recipe there"
             raise InputError(f"{out} exists and is not empty; {hint}")
         probe(out / "recipe.yaml")
         recipe = known_fit(recipe, Recipe.load(out / "recipe.yaml"))
@@ -134,7 +134,7 @@ def resume(out: str | Path, *, device: str | None = None, progress: Progress | N
     out = Path(out)
     if not _holds_run(out):
         raise InputError(
-            f"{out} holds no run (recipe.yaml is missing); `sentei run recipe.yaml --out {out}` starts one"
+            f"{out} holds no run (recipe.yaml is missing); `sentei run recipe.yaml --out {for_shell(out)}` starts one"
         )
     recipe = Recipe.load(out / "recipe.yaml", [] if device is None else [f"device={device}"])
     return _Run(recipe, out, shown(progress)).go()

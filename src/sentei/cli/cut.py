@@ -24,6 +24,7 @@ from sentei.cli.app import (
     hold,
     print_json,
 )
+from sentei.errors import for_shell
 
 
 def cut_command(
@@ -72,4 +73,4 @@ def cut_command(
     else:
         removed = 1 - shape.block_params() / wanted.dense.block_params()
         size = f"{shape.block_params():,} block params ({removed:.2%} removed)"
-        typer.echo(f"{out}: {size}; next: sentei eval {model} {out} --text …")
+        typer.echo(f"{out}: {size}; next: sentei eval {for_shell(model)} {for_shell(out)} --text …")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sentei.cli.app import Field, Format, FormatOption, Model, Overwrite, print_json, print_table
+from sentei.errors import for_shell
 
 
 def export_command(
@@ -80,10 +81,10 @@ def _show(model: str, out: Path, facts: dict[str, Any]) -> None:
         delta = max(values["prefill"]["delta"], values["decode"]["delta"])
         typer.echo(
             f"{name} {values['version']}: parity passed, max |Δ log p| {delta:.1e} over "
-            f"{values['prefill']['positions']:,} tokens; more with: sentei parity {model} {out}"
+            f"{values['prefill']['positions']:,} tokens; more with: sentei parity {for_shell(model)} {for_shell(out)}"
         )
     for name, why in facts["not_run"].items():
-        typer.echo(f"{name}: not run; {why}".replace("MODEL EXPORT", f"{model} {out}"))
+        typer.echo(f"{name}: not run; {why}".replace("MODEL EXPORT", f"{for_shell(model)} {for_shell(out)}"))
 
 
 def _show_list(rows: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from sentei.cli.app import (
     hold,
     print_json,
 )
+from sentei.errors import for_shell
 
 
 def measure_command(
@@ -77,4 +78,4 @@ def measure_command(
         print_json({"schema_version": 1, "profile": str(out), "tokens": profile.tokens, "blocks": len(profile.blocks)})
     else:
         read = f"{len(profile.blocks)} blocks of {loaded.name} on {profile.tokens:,} tokens"
-        typer.echo(f"{out}: {read}; next: sentei plan {out} --sparsity 0.2 --out plan.json")
+        typer.echo(f"{out}: {read}; next: sentei plan {for_shell(out)} --sparsity 0.2 --out plan.json")

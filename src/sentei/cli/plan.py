@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sentei.cli.app import Format, FormatOption, Out, Overwrite, hold, print_json, print_table
+from sentei.errors import for_shell
 
 if TYPE_CHECKING:
     from sentei.plan import Plan
@@ -100,5 +101,5 @@ def _show(plan: Plan, out: Path) -> None:
         f"parts compared by: {plan.weigh}; {plan.budget.describe()}\n"
         f"block params {dense.block_params():,} → {small.block_params():,} ({removed:.2%} removed), "
         f"all params {dense.params():,} → {small.params():,}\n"
-        f"{out}: apply it with sentei cut MODEL --plan {out} --data … --out …"
+        f"{out}: apply it with sentei cut MODEL --plan {for_shell(out)} --data … --out …"
     )

@@ -35,11 +35,11 @@ def report_command(
 
 def _find(directory: Path) -> Path:
     """report.json or frontier.json in a directory."""
-    from sentei.errors import InputError
+    from sentei.errors import InputError, for_shell
 
     for name in ("report.json", "frontier.json"):
         if os.path.lexists(directory / name):
             return directory / name
     begun = os.path.lexists(directory / "recipe.yaml")
-    hint = f"`sentei resume {directory}` finishes the run" if begun else "it holds no run, fit or frontier"
+    hint = f"`sentei resume {for_shell(directory)}` finishes the run" if begun else "it holds no run, fit or frontier"
     raise InputError(f"{directory} has neither report.json nor frontier.json; {hint}")

@@ -21,6 +21,7 @@ from sentei.cli.app import (
     hold,
     print_json,
 )
+from sentei.errors import for_shell
 
 
 def select_command(
@@ -112,7 +113,9 @@ def select_command(
         print_json({"schema_version": 1, "selection": str(out), **about})
     else:
         size = f"{about['selected']:,} rows, {about['tokens']:,} tokens"
-        typer.echo(f"{out}: {size}; look at {out / 'selection.html'}; next: sentei tune PRUNED --data {out} --out …")
+        typer.echo(
+            f"{out}: {size}; look at {out / 'selection.html'}; next: sentei tune PRUNED --data {for_shell(out)} --out …"
+        )
 
 
 def _codes(languages: str) -> list[str]:

@@ -21,6 +21,7 @@ from sentei.cli.app import (
     hold,
     print_json,
 )
+from sentei.errors import for_shell
 
 
 def tune_command(
@@ -106,6 +107,8 @@ def tune_command(
     if format is Format.json:
         print_json({"model": str(out), **tuned.record})
     else:
-        typer.echo(f"{out}: {tuned.record['recommendation']}; next: sentei eval {model} {out} --text …")
+        typer.echo(
+            f"{out}: {tuned.record['recommendation']}; next: sentei eval {for_shell(model)} {for_shell(out)} --text …"
+        )
     if tuned.record["stopped"] == "diverged":
         raise QualityError(f"{out}: {tuned.record['note']}")

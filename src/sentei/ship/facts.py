@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from sentei.errors import InputError
+from sentei.errors import InputError, for_shell
 from sentei.schema import EXACT, Count, read
 from sentei.ship import ROUTES
 
@@ -42,7 +42,7 @@ def read_facts(export: Path) -> dict[str, Any]:
         InputError: nothing there, or not made by `sentei export`.
     """
     if not export.exists():
-        raise InputError(f"{export} does not exist; make it with sentei export MODEL --to … --out {export}")
+        raise InputError(f"{export} does not exist; make it with sentei export MODEL --to … --out {for_shell(export)}")
     if not facts_path(export).exists():
         raise InputError(f"{facts_path(export)} is missing, so {export} is no export of sentei; export the model again")
     facts: dict[str, Any] = dict(read(facts_path(export), ExportFacts, "export the model again"))

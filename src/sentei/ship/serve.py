@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sentei.errors import InputError, one_line, unknown
+from sentei.errors import InputError, for_shell, one_line, unknown
 from sentei.files import read_json
 from sentei.scratch import temporary_dir
 from sentei.ship import watched
@@ -185,7 +185,7 @@ def _stock(model: str | Path, scratch: Path, dtype: str) -> Path:
     if kind.startswith("sentei_"):
         raise InputError(
             f"`transformers serve` knows stock classes only, and the blocks of {model} differ ({kind}); use --engine "
-            f"llama.cpp, or pad it: sentei export {model} --to dense-fold --out DIR, and serve DIR"
+            f"llama.cpp, or pad it: sentei export {for_shell(model)} --to dense-fold --out DIR, and serve DIR"
         )
     return directory
 
@@ -252,7 +252,7 @@ def _needs(what: str, *modules: str) -> None:
 def _openvino(model: str | Path, name: str, dtype: str, paths: Sequence[str]) -> AbstractContextManager[Behind]:
     raise InputError(
         "OpenVINO has no server among Python packages: OpenVINO Model Server is a program of its own; "
-        f"write its files with: sentei export {model} --to openvino, or serve here with --engine llama.cpp"
+        f"write its files with: sentei export {for_shell(model)} --to openvino, or serve here with --engine llama.cpp"
     )
 
 
