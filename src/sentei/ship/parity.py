@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,66 +17,35 @@ from sentei.errors import InputError, unknown
 from sentei.models.identity import difference
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
+from sentei.ship.compared import Compared
 from sentei.ship.engines import ENGINES, Engine, LogProbs, Session, Timing
 from sentei.ship.facts import read_facts
+from sentei.ship.likeness import Judge, Likeness
+from sentei.ship.rounding import rounds
 
 if TYPE_CHECKING:
     import torch
 
     from sentei.models.load import Loaded
 
-__all__ = ["ENGINES", "Engine", "LogProbs", "Parity", "Session", "Timing", "engine_for", "parity"]
+__all__ = ["ENGINES", "Compared", "Engine", "LogProbs", "Parity", "Session", "Timing", "engine_for", "parity"]
 
 LENGTHS = (16, 128, 512)
 TOKENS = 2000
 DECODED = 16  # tokens of a window that are fed one by one: each is a whole vocabulary of JSON in llama.cpp
 # Largest |Δ log p| that is rounding: twice what was measured on SmolLM2-135M (docs/export.md). By what the engine
-# computes in, and by what the export rounded the weights to where that loses something; both add up.
+# computes in, and by what the export rounded the weights to where that loses something; both add up. Where something is
+# rounded that finds what is grossly wrong only, and `Judge` decides.
 COMPUTED = {"F32": 1e-3, "F16": 0.25, "BF16": 4.0, "Q8_0": 4.0, "INT8": 4.0}
 ROUNDED = {"F16": 0.025, "BF16": 0.25, "Q8_0": 4.0, "INT8": 4.0}
 
 
-@dataclass
-class Compared:
-    """What was found over some positions.
-
-    Attributes:
-        positions: how many.
-        delta: largest |Δ log p| over the vocabulary; infinite where the engine gave no number.
-        worst: where that was: text (its number), token_index, token (its id).
-        flips: positions where the likeliest word differs although the reference has no tie.
-        ties: positions where the reference's two likeliest words are closer than twice the tolerance.
-    """
-
-    positions: int = 0
-    delta: float = 0.0
-    worst: dict[str, int] = field(default_factory=dict)
-    flips: int = 0
-    ties: int = 0
-
-    def add(self, wanted: LogProbs, got: LogProbs, *, text: int, first: int, tolerance: float) -> None:
-        """Counts rows [n, V] of one text, for the prefixes that end with token `first` and the ones after it."""
-        if wanted.shape != got.shape:
-            raise InputError(
-                f"the engine gave log-probabilities {list(got.shape)}, expected {list(wanted.shape)} (positions × "
-                "words); export and model do not belong together"
-            )
-        delta = np.abs(wanted - got)
-        delta[~np.isfinite(delta)] = np.inf
-        row, token = divmod(int(delta.argmax()), delta.shape[1])
-        if not self.positions or delta[row, token] > self.delta:
-            self.delta = float(delta[row, token])
-            self.worst = {"text": text, "token_index": first + row, "token": token}
-        second, top = np.partition(wanted, -2, axis=1)[:, -2:].T
-        tie = top - second < 2 * tolerance
-        self.positions += len(wanted)
-        self.ties += int(tie.sum())
-        self.flips += int((~tie & (wanted.argmax(1) != got.argmax(1))).sum())
-
-
 @dataclass(frozen=True)
 class Parity:
-    """The outcome. `texts`: whose they were; `decode` fed the end of every window token by token."""
+    """The outcome. `texts`: whose they were; `decode` fed the end of every window token by token.
+
+    `likeness`: where something is rounded; None where nothing is, or where a tolerance was given.
+    """
 
     engine: str
     version: str
@@ -87,6 +56,7 @@ class Parity:
     tolerance: float
     prefill: Compared
     decode: Compared
+    likeness: Likeness | None = None
 
     @property
     def delta(self) -> float:
@@ -95,8 +65,9 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Within the tolerance everywhere, and the same likeliest word wherever there is no tie."""
-        return self.delta <= self.tolerance and not self.prefill.flips and not self.decode.flips
+        """Within the tolerance, like the rounded model, and the same likeliest word wherever there is no tie."""
+        alike = self.likeness is None or self.likeness.passed
+        return alike and self.delta <= self.tolerance and not self.prefill.flips and not self.decode.flips
 
     def facts(self) -> dict[str, Any]:
         """For export.json."""
@@ -104,12 +75,16 @@ class Parity:
         for name in ("prefill", "decode"):
             if values[name]["delta"] == np.inf:
                 values[name]["delta"] = None  # JSON has no infinity
+        if self.likeness is not None:
+            found = asdict(self.likeness)
+            values["likeness"] = {key: value if np.isfinite(value) else None for key, value in found.items()}
         return values | {"passed": self.passed}
 
     def verdict(self) -> str:
         """One line."""
         positions = f"{self.prefill.positions:,} tokens × {self.vocabulary:,} words"
         line = f"max |Δ log p| {self.delta:.1e} over {positions}, {self.engine} {self.version}"
+        line += f"; {self.likeness}" if self.likeness else ""
         if self.passed:
             return f"parity: passed, {line}"
         name, worse = max((("prefill", self.prefill), ("decode", self.decode)), key=lambda pair: pair[1].delta)
@@ -192,14 +167,21 @@ def parity(
     reference = loaded.model if str(loaded.model.dtype) == "torch.float32" else copy.deepcopy(loaded.model).float()
     prefill, decode = Compared(), Compared()
     with opened(runner, Path(export)) as session:
-        limit = tolerance if tolerance is not None else _tolerance(session.dtype, facts)
+        precision = session.dtype
+        limit = tolerance if tolerance is not None else _tolerance(precision, facts)
+        rounding = tolerance is None and rounds(facts, precision)
+        judge = Judge(reference, facts, precision, reference_rows) if rounding else None
         with shown(progress).stage(f"parity, {runner.name}", total=tokens, unit="tokens") as bar:
             for text, ids in windows:
                 wanted, start = reference_rows(reference, ids), max(len(ids) // 2, len(ids) - DECODED)
-                prefill.add(wanted, session.log_probs(ids), text=text, first=0, tolerance=limit)
-                decode.add(wanted[start:], session.decode(ids, start), text=text, first=start, tolerance=limit)
+                said, close = judge.said(ids, wanted) if judge else (wanted, limit)
+                got, slowly = session.log_probs(ids), session.decode(ids, start)
+                prefill.add(said, got, text=text, first=0, tolerance=close)
+                decode.add(said[start:], slowly, text=text, first=start, tolerance=close)
+                if judge:
+                    judge.add(said, got)
+                    judge.add(said[start:], slowly)
                 bar.advance(len(ids))
-        precision = session.dtype
     return Parity(
         engine=runner.name,
         version=runner.version(),
@@ -210,6 +192,7 @@ def parity(
         tolerance=limit,
         prefill=prefill,
         decode=decode,
+        likeness=judge.likeness() if judge else None,
     )
 
 
