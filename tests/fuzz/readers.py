@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def readers(directory: Path) -> dict[str, Reader]:
         "selection": Reader(_json(directory / "sel/selection.json"), directory / "sel/selection.json", _selection, 4),
         "manifest": Reader(_lines(directory / "sel/manifest.jsonl")[:3], directory / "manifest.jsonl", _manifest),
         "rejections": Reader([None] * 40, directory / "sel2/rejections.json", _selection, 1),
-        "pool": Reader(pool(6), directory / "pool.jsonl", read_pool, 4),
+        "pool": Reader(pool(6), directory / "pool.jsonl", partial(read_pool, strict=True), 4),
         "chats": Reader(chats, directory / "chats.jsonl", read_pool, 4),
         "multiple choice": Reader(multiple, directory / "rows.jsonl", read_task),
         "splits": Reader(splits, directory / "splits.json", lambda path: Splits.load(path, ROWS)),
