@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sentei.plan import Plan
 from tiny import VARIANTS, make_plan, tiny_model, tiny_tokenizer
 
 ALL_THREADS = os.cpu_count() or 1
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it, and what the tests start would too
 
 
 @pytest.fixture(autouse=True)
