@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 OLDEST := .venv-oldest
 # What reaches into torch and transformers: loading, every family, measuring, cutting, scoring, training.
 OLDEST_TESTS := $(addprefix tests/,test_api.py test_machine.py algebra families models measure prune/test_scores.py \
-	prune/test_projections.py search/test_library.py prove/test_score.py prove/test_branches.py recover/test_attention.py \
+	prune/test_projections.py search/test_library.py metrics/test_score.py inference/test_branches.py recover/test_attention.py \
 	recover/tune/test_effective.py recover/tune/test_loss.py recover/tune/test_train.py)
 PROMPT := The capital of France is
 

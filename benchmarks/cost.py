@@ -17,8 +17,8 @@ import torch
 from common import Rows, model, windows
 
 from sentei.measure import measure
+from sentei.metrics.perplexity import perplexity
 from sentei.plan import Budget
-from sentei.prove.perplexity import perplexity
 from sentei.prove.speed import speed
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan

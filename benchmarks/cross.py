@@ -11,8 +11,8 @@ from __future__ import annotations
 from common import Rows, model, windows
 
 from sentei.measure import measure
+from sentei.metrics.perplexity import perplexity
 from sentei.plan import Budget
-from sentei.prove.perplexity import perplexity
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from result_rows import rows, table
 
-from sentei.prove.proportions import wilson
+from sentei.metrics.proportions import wilson
 
 TRANSFER_ROWS = 200  # of each set, as benchmarks/fit.py reads them
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from sentei.data.tasks import read_task
 from sentei.measure import Profile, measure
+from sentei.metrics.perplexity import perplexity
 from sentei.models.load import Loaded
 from sentei.plan import Budget
-from sentei.prove.perplexity import perplexity
 from sentei.prove.tasks import score_tasks
 from sentei.prune.cut import cut
 from sentei.prune.methods import METHODS

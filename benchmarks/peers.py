@@ -16,7 +16,7 @@ import torch_pruning as tp
 from common import Rows, model, windows
 from torch import nn
 
-from sentei.prove.perplexity import perplexity
+from sentei.metrics.perplexity import perplexity
 
 
 def prune(net: Any, text: torch.Tensor, sparsity: float) -> float:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sentei.data.text import read_texts, token_windows
 from sentei.measure import Profile, measure
+from sentei.metrics.perplexity import perplexity
 from sentei.models.load import Loaded
 from sentei.plan import Budget
-from sentei.prove.perplexity import perplexity
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan
 

@@ -26,10 +26,10 @@ from common import DATA, MODEL, TASKS, Rows, model, task, windows
 from sentei.data.pools import read_pool
 from sentei.data.tasks import read_task
 from sentei.measure import measure
+from sentei.metrics.perplexity import perplexity
 from sentei.models.load import Loaded, load
 from sentei.models.save import save
 from sentei.plan import Budget
-from sentei.prove.perplexity import perplexity
 from sentei.prove.tasks import score_tasks
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan

@@ -9,7 +9,7 @@ import numpy as np
 from result_rows import rows, table
 from scipy import stats
 
-from sentei.prove.intervals import paired_bootstrap
+from sentei.metrics.intervals import paired_bootstrap
 
 BIASED = "boolq.val"  # yes or no: its accuracy moves with how often a model says yes
 LAMINI = 2_580_000  # rows of the largest pool that PASER reports on

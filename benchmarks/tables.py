@@ -13,7 +13,7 @@ from presets import PUBLIC, WITHOUT
 from recovery_tables import recovery_parts
 from result_rows import rows, table
 
-from sentei.prove.proportions import wilson
+from sentei.metrics.proportions import wilson
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PEERS = {  # measured on this model with the protocol of the in-domain table, dense 25.64; (perplexity, ratio) per sparsity

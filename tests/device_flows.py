@@ -16,17 +16,17 @@ from recover.recovering import by_topic, loaded, pool, small_model
 from sentei.data.task_rows import TaskRow
 from sentei.measure import measure
 from sentei.measure.profile import Profile
+from sentei.metrics.score import prepare
 from sentei.models.load import as_loaded, load
 from sentei.models.save import save
 from sentei.plan import Budget
 from sentei.prove.evaluate import evaluate
-from sentei.prove.score import prepare
-from sentei.prune.choose import choose
 from sentei.prune.cut import cut
 from sentei.prune.planning import menus_for, plan
 from sentei.recover.capabilities import compare
 from sentei.recover.select.select import select
 from sentei.recover.tune.tune import tune
+from sentei.search.choose import choose
 from sentei.search.library import Library
 from sentei.ship.export import export
 from tiny import tiny_tokenizer
@@ -62,7 +62,7 @@ def prove_flow(device: str, scratch: Path) -> None:
     model, tokenizer = dense(device), tiny_tokenizer()
     profile = measure(model, TEXT, gradient_tokens=256, **SMALL)
     windows = torch.randint(3, 120, (4, 64), generator=torch.Generator().manual_seed(0))
-    from sentei.data.windows import as_windows
+    from sentei.data.calibration import as_windows
 
     choose(model.model, profile, Budget(sparsity=0.3), as_windows(windows, tokenizer, window=64, tokens=256))
     rows = [TaskRow(str(i), f"w{i} w{i + 9}", (" w5", " w6 w7"), i % 2, "", (), {}, "") for i in range(8)]

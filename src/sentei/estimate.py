@@ -48,8 +48,8 @@ def pace_of(loaded: Loaded) -> float:
     """Tokens per second of a forward pass of 512 tokens, logits included: the best of two after one not counted."""
     import torch
 
+    from sentei.inference.forward import evaluating
     from sentei.models.load import context_length
-    from sentei.prove.forward import evaluating
 
     size = min(_PROBE, context_length(loaded.model))
     ids = torch.zeros(1, size, dtype=torch.long, device=loaded.model.device)

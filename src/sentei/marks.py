@@ -25,7 +25,8 @@ _NAMES = (
     *("modeling_*.py", "configuration_*.py", "README.md", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*", "model", "adapter"),
     *("adapter_config.json", "*.onnx", "*.onnx_data", "openvino_*", "profile", "plans", "report.*", "frontier.*"),
     *("splits.json", "evolve*.jsonl", "path*.jsonl", "genetic*.jsonl", "uniform*.jsonl", "latency-*.json"),
-    *("selection.html", "selected.jsonl", "manifest.jsonl", "pool.jsonl.gz", "rejections.json", "scores"),
+    *("selection.html", "summary.json", "selected.jsonl", "manifest.jsonl", "pool.jsonl.gz"),
+    *("rejections.json", "scores"),
 )
 
 

@@ -128,7 +128,7 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
         "prove.limit": prove.limit or max(rows, default=0),
     }
     if recipe.recover is not None:
-        from sentei.stages_recover import pool_of
+        from sentei.stages.pool import pool_of
 
         found["recover.rows"] = len(pool_of(recipe).rows)
         found["recover.tokens"] = recipe.recover.tokens

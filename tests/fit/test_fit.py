@@ -13,9 +13,9 @@ from sentei.fit.begun import settled_dtype
 from sentei.fit.fit import fit
 from sentei.fit.frontier import frontier
 from sentei.fit.setup import Settings, claim, search_budget, search_kinds
+from sentei.metrics.score import prepare
 from sentei.models.load import load
 from sentei.plan import Budget
-from sentei.prove.score import prepare
 
 
 @pytest.fixture(scope="module")

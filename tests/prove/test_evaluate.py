@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from prove.quiz import choices, partial
+from quiz import choices, partial
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune

@@ -17,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import skeleton
+from sentei.inference.forward import evaluating, final_hidden, logits
 from sentei.plan import BlockShape, ModelShape
 from sentei.prove import latency_probes as probes
-from sentei.prove.forward import evaluating, final_hidden, logits
-from sentei.prove.latency import Grid, LatencyTable, Times, build, table_for
+from sentei.prove.latency import build, table_for
+from sentei.prove.latency_table import Grid, LatencyTable, Times
 from tiny import tiny_model
 
 PROMPT, BATCH = 12, 2

@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from prove.quiz import choices, partial, say
+from quiz import choices, partial, say
 from sentei.data.tasks import TaskSet
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
-from sentei.prove import branches, harness
-from sentei.prove.tasks import Scored, score_tasks
+from sentei.inference import branches
+from sentei.prove import harness
+from sentei.prove.scored import Scored
+from sentei.prove.tasks import score_tasks
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model
 
 

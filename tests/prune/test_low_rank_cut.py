@@ -169,7 +169,7 @@ def test_auto_has_no_ranks_where_the_engine_holds_none(ids):
 
 def test_choose_takes_the_kind_that_loses_least_and_leaves_the_model_alone(ids):
     from sentei.data.windows import Windows
-    from sentei.prune.choose import choose
+    from sentei.search.choose import choose
 
     model = tiny_model("llama")
     before = model(ids).logits

@@ -14,7 +14,7 @@ from sentei.files import write_json
 from sentei.fingerprint import fingerprint
 from sentei.recipe import Recipe
 from sentei.registry import Registry
-from sentei.run import Context, Stage
+from sentei.stages.base import Context, Stage
 
 CALLS: list[str] = []
 

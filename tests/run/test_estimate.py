@@ -12,7 +12,7 @@ import yaml
 from sentei import estimate
 from sentei.models.load import Loaded
 from sentei.recipe import Recipe
-from sentei.run import STAGES
+from sentei.stages.base import STAGES
 from tiny import tiny_model
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sentei.prove.metrics import Metric
-from sentei.prove.score import Outcome
+from sentei.metrics.answers import Metric
+from sentei.metrics.score import Outcome
 from sentei.prune.space import Gene, Genome, Space
 from sentei.search.goal import Goal
 

@@ -6,8 +6,8 @@ import torch
 
 from sentei.data.task_rows import TaskRow
 from sentei.measure import measure
+from sentei.metrics.score import prepare
 from sentei.plan import Budget
-from sentei.prove.score import prepare
 from sentei.prune.cut import cut
 from sentei.prune.planning import menus_for, plan_of
 from sentei.search.library import Library

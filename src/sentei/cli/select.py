@@ -72,6 +72,7 @@ def select_command(
     """Choose recovery data by where pruning did damage; writes the rows, a reason for every row, and a page."""
     from sentei.errors import InputError
     from sentei.recover.select.choices import parse_weights, read_ids
+    from sentei.report.selection import write_page
 
     hold(out, selection, dense, pruned, pool, target, ids, embedder, overwrite=overwrite)
     choice: dict[str, Any] = {
@@ -108,6 +109,7 @@ def select_command(
             strategy=strategy or "auto", clusters=clusters, length=length, top=top, embedder=embedder, strict=strict,
             **common,
         )  # fmt: skip
+    write_page(out)
     about = made.about["budget"]
     if format is Format.json:
         print_json({"schema_version": 1, "selection": str(out), **about})

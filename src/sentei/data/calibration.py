@@ -1,9 +1,12 @@
-"""The rows of a task as calibration tokens, weighted by what is to be learnt of them."""
+"""Calibration data as token windows: texts, and the rows of a task weighted by what is to be learnt of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from sentei.data.pairs import encode_pairs
 from sentei.data.splits import split
@@ -11,9 +14,6 @@ from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import TaskRow, read_rows
 from sentei.data.windows import Windows
 from sentei.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MOST = 16.0  # weight of a position that says an answer
 
@@ -41,6 +41,37 @@ def read_calibration(source: str, field: str | None = None) -> Any:
     return TaskFile.load(source) if source.endswith((".yaml", ".yml")) else read_texts(source, field=field)
 
 
+def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Windows:
+    """Token windows from windows, from texts, from a source that `read_texts` reads, or from a task.
+
+    Args:
+        data: `Windows` and integer tensors are taken as they are (but for `tokens`); a list of strings or a source is
+            tokenised; of a `TaskFile` the calibration rows are.
+        tokenizer: of the model; not needed for windows.
+        window: tokens per window.
+        tokens: at most this many; at least one window.
+
+    Raises:
+        InputError: no tokenizer for texts, or unusable data.
+    """
+    if isinstance(data, Windows):
+        return data.first(tokens)
+    if isinstance(data, Tensor):
+        if data.ndim != 2 or not data.numel():
+            raise InputError(f"token windows must be a tensor [windows, length]; got shape {list(data.shape)}")
+        return Windows(data).first(tokens)
+    if data is None:
+        raise InputError("calibration data are needed here; pass --data (text, JSONL, hf:dataset, or demo)")
+    if tokenizer is None:
+        raise InputError("texts need a tokenizer; pass tokenizer=, a Loaded model, or token windows")
+    from sentei.data.text import read_texts, token_windows
+
+    if isinstance(data, TaskFile):
+        return task_windows(data, tokenizer, window).first(tokens)
+    texts = data if isinstance(data, list) else read_texts(data)
+    return Windows(token_windows(texts, tokenizer, window=window, tokens=tokens))
+
+
 def task_windows(task: TaskFile, tokenizer: Any, length: int, rows: Sequence[TaskRow] | None = None) -> Windows:
     """The calibration rows of a task (or the given ones) as weighted windows."""
     return Windows(*calibration(rows or split(task, read_rows(task)).calibrate, tokenizer, length))
@@ -64,8 +95,6 @@ def calibration(
     Raises:
         InputError: no rows; a length below 2; an answer that leaves no room for its context; a weight of 0 or less.
     """
-    import torch
-
     if not rows or length < 2:
         raise InputError(
             f"{len(rows)} rows of at most {length} tokens; expected at least one row, of at least 2 tokens"

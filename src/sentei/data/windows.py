@@ -1,4 +1,4 @@
-"""What `measure` and `cut` accept as calibration data, as token windows."""
+"""Token windows: what `measure` and `cut` read, and how much each token counts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from sentei.errors import InputError
 
 TOKENS_PER_BATCH = 4096  # keeps the widest activation of a batch in the tens of megabytes
 Where = tuple[slice, slice]
@@ -77,37 +75,3 @@ def spread(windows: Windows, tokens: int) -> Tensor:
     count = len(windows.ids)
     share = min(1.0, tokens / max(windows.tokens, 1))
     return torch.linspace(0, count - 1, max(1, round(count * share))).round().long().unique()
-
-
-def as_windows(data: Any, tokenizer: Any, *, window: int, tokens: int) -> Windows:
-    """Token windows from windows, from texts, from a source that `read_texts` reads, or from a task.
-
-    Args:
-        data: `Windows` and integer tensors are taken as they are (but for `tokens`); a list of strings or a source is
-            tokenised; of a `TaskFile` the calibration rows are.
-        tokenizer: of the model; not needed for windows.
-        window: tokens per window.
-        tokens: at most this many; at least one window.
-
-    Raises:
-        InputError: no tokenizer for texts, or unusable data.
-    """
-    if isinstance(data, Windows):
-        return data.first(tokens)
-    if isinstance(data, Tensor):
-        if data.ndim != 2 or not data.numel():
-            raise InputError(f"token windows must be a tensor [windows, length]; got shape {list(data.shape)}")
-        return Windows(data).first(tokens)
-    if data is None:
-        raise InputError("calibration data are needed here; pass --data (text, JSONL, hf:dataset, or demo)")
-    if tokenizer is None:
-        raise InputError("texts need a tokenizer; pass tokenizer=, a Loaded model, or token windows")
-    from sentei.data.task_file import TaskFile
-    from sentei.data.text import read_texts, token_windows
-
-    if isinstance(data, TaskFile):
-        from sentei.data.calibration import task_windows
-
-        return task_windows(data, tokenizer, window).first(tokens)
-    texts = data if isinstance(data, list) else read_texts(data)
-    return Windows(token_windows(texts, tokenizer, window=window, tokens=tokens))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sentei.fit.setup import Setup
+from sentei.metrics.score import Outcome
 from sentei.plan import Plan
 from sentei.progress import Progress
-from sentei.prove.score import Outcome
 from sentei.prune.menu import Entry
 from sentei.prune.space import Genome
 from sentei.search.bisect import STEP, climb, holds

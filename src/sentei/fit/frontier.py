@@ -16,7 +16,8 @@ from sentei.models.identity import made_with
 from sentei.models.load import Loaded
 from sentei.plan import Plan
 from sentei.progress import Progress, shown
-from sentei.prove.latency import LatencyTable, table_for
+from sentei.prove.latency import table_for
+from sentei.prove.latency_table import LatencyTable
 from sentei.report.build import blocks
 from sentei.report.formats import read_report
 from sentei.report.task import sizes

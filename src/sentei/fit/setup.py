@@ -20,13 +20,14 @@ from sentei.fit.healing import HEAL, healed
 from sentei.marks import write_mark
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
+from sentei.metrics.score import Outcome, Prepared, prepare
 from sentei.models.identity import check_same
 from sentei.models.load import Loaded
 from sentei.outputs import atomic_dir, check_output, probe, refuse_place
 from sentei.plan import BlockShape, Budget, Plan
 from sentei.progress import Progress
-from sentei.prove.latency import PHASES, Phase, table_for
-from sentei.prove.score import Outcome, Prepared, prepare
+from sentei.prove.latency import table_for
+from sentei.prove.latency_table import PHASES, Phase
 from sentei.prune.cut import cut
 from sentei.prune.menu import Entry, Menus, Times
 from sentei.prune.methods import KINDS

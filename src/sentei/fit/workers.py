@@ -14,9 +14,9 @@ from sentei.data.task_rows import read_rows
 from sentei.errors import InputError
 from sentei.fit.setup import Settings, Setup, menus_of
 from sentei.measure.profile import Profile
+from sentei.metrics.score import prepare
 from sentei.models.load import load
 from sentei.progress import Progress
-from sentei.prove.score import prepare
 from sentei.prune.menu import Menus
 from sentei.search.goal import Evaluator
 from sentei.search.library import Coding, Library

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sentei.data.windows import Windows, as_windows, spread
+from sentei.data.calibration import as_windows
+from sentei.data.windows import Windows, spread
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family

@@ -17,12 +17,13 @@ from sentei.data.rows import stem
 from sentei.data.tasks import TaskSet, read_task
 from sentei.data.text import read_texts, token_windows
 from sentei.errors import InputError
+from sentei.metrics.intervals import Interval, difference_interval
+from sentei.metrics.perplexity import Perplexity, perplexity
 from sentei.progress import shown
-from sentei.prove.intervals import Interval, difference_interval
 from sentei.prove.memory import memory
-from sentei.prove.perplexity import Perplexity, perplexity
+from sentei.prove.scored import TaskResult
 from sentei.prove.speed import speed
-from sentei.prove.tasks import TaskResult, score_tasks
+from sentei.prove.tasks import score_tasks
 
 SCHEMA_VERSION = 1
 Texts = tuple[str, list[str]]

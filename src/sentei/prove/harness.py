@@ -22,9 +22,9 @@ from lm_eval.models.huggingface import HFLM
 from sentei.data.tasks import TaskSet
 from sentei.data.tokens import check_ids
 from sentei.errors import InputError, nearest
-from sentei.prove import branches
-from sentei.prove.forward import evaluating, stage
-from sentei.prove.tasks import Answers, Scored
+from sentei.inference import branches
+from sentei.inference.forward import evaluating, stage
+from sentei.prove.scored import Answers, Scored
 
 _SEED = 1234  # of the few-shot examples: the harness's own default
 

@@ -14,11 +14,11 @@ from transformers import DynamicCache
 
 from sentei.families import family_of, modeling_sentei
 from sentei.families.surgery import pruned_config
+from sentei.inference.forward import evaluating, final_hidden, logits
 from sentei.machine import processor
 from sentei.plan import BlockShape, ModelShape
 from sentei.progress import Progress
-from sentei.prove.forward import evaluating, final_hidden, logits
-from sentei.prove.latency import Grid, LatencyTable, Protocol, Times
+from sentei.prove.latency_table import Grid, LatencyTable, Protocol, Times
 
 Stopwatch = Callable[[Callable[[], object]], float]
 DECODES = 4  # decoding steps in a round: they are short, and vary more

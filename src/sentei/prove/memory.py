@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from sentei.inference.forward import evaluating, final_hidden
 from sentei.memory import peak, reset_peak
-from sentei.prove.forward import evaluating, final_hidden
 
 
 def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | Path | None = None) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sentei.errors import InputError
-from sentei.prove.forward import evaluating, final_hidden, logits, stage
+from sentei.inference.forward import evaluating, final_hidden, logits, stage
 
 ROUNDS = 5  # that count
 

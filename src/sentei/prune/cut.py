@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sentei.algebra.lowrank import factors, pivot
-from sentei.data.windows import Windows, as_windows
+from sentei.data.calibration import as_windows
+from sentei.data.windows import Windows
 from sentei.errors import SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family

@@ -11,9 +11,9 @@ import numpy as np
 
 from sentei.data.chat import encode, owners
 from sentei.errors import InputError
+from sentei.metrics.intervals import Interval, bootstrap, ratio_bootstrap
 from sentei.models.load import Loaded
 from sentei.progress import Progress
-from sentei.prove.intervals import Interval, bootstrap, ratio_bootstrap
 from sentei.recover.select.about import read_manifest
 from sentei.recover.select.budget import split
 from sentei.recover.select.damage import score

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from sentei.prove.intervals import mean_of
+from sentei.metrics.intervals import mean_of
 
 Group = Literal["size", "perplexity", "tasks", "speed", "memory"]
 Kind = Literal["ratio", "points"]

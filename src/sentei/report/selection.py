@@ -1,4 +1,4 @@
-"""`render`: what a selection chose and why, as one page that needs no network. All text of the pool is escaped."""
+"""What a selection chose and why, as one page that needs no network. All text of the pool is escaped."""
 
 from __future__ import annotations
 
@@ -6,13 +6,25 @@ import colorsys
 import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from sentei.files import read_json, write_text
+from sentei.recover.select.about import SUMMARY
 from sentei.report.page import drawn, page, scrolled
 from sentei.report.picture import share
 
 LONGEST = 700  # characters of a text that are shown
 _SIDE, _EDGE, _LABELS = 900, 24, 14  # of the map: its side, its margin, and the clusters that are named on it
+
+
+def write_page(directory: Path) -> None:
+    """Writes selection.html into the directory of a selection.
+
+    Raises:
+        InputError: it has no summary.json.
+    """
+    write_text(directory / "selection.html", render(read_json(directory / SUMMARY)))
 
 
 def render(selection: Mapping[str, Any]) -> str:

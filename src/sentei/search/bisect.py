@@ -15,7 +15,7 @@ from sentei.search.racing import stops
 from sentei.search.workers import Mapper
 
 if TYPE_CHECKING:
-    from sentei.prove.score import Outcome
+    from sentei.metrics.score import Outcome
 
 RESOLUTION = 0.01
 NEIGHBOURS = 2

@@ -19,7 +19,7 @@ from sentei.files import loads
 from sentei.prune.space import Genome, Space
 
 if TYPE_CHECKING:
-    from sentei.prove.score import Outcome
+    from sentei.metrics.score import Outcome
 
 
 class Cache:

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentei.errors import InputError
-from sentei.prove.intervals import Interval, proportions, ratio_bootstrap, ratio_interval
-from sentei.prove.proportions import Pairs, z_of
+from sentei.metrics.intervals import Interval, proportions, ratio_bootstrap, ratio_interval
+from sentei.metrics.proportions import Pairs, z_of
 from sentei.prune.space import Genome
 
 if TYPE_CHECKING:
-    from sentei.prove.metrics import Metric
-    from sentei.prove.score import Outcome
+    from sentei.metrics.answers import Metric
+    from sentei.metrics.score import Outcome
 
 Rows = NDArray[np.float64]
 ERROR = 0.05  # of dropping a candidate that would meet the goal on all rows

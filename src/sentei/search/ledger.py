@@ -15,7 +15,7 @@ from sentei.search.goal import Evaluator, Goal, loss, take
 from sentei.search.workers import Mapper, Serial, Task
 
 if TYPE_CHECKING:
-    from sentei.prove.score import Outcome
+    from sentei.metrics.score import Outcome
 
 _RECENT = 5  # batches whose slowest pace is expected of the next one
 

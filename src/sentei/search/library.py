@@ -22,8 +22,8 @@ from sentei.families.modeling_sentei import LowRankLinear, Removed
 from sentei.families.surgery import kept
 from sentei.measure.profile import Profile
 from sentei.measure.stream import MATRICES_OF, PARTS
+from sentei.metrics.score import Outcome, Prepared
 from sentei.plan import BlockPlan
-from sentei.prove.score import Outcome, Prepared
 from sentei.prune.menu import Entry, Menus
 from sentei.prune.ranking import attention_columns
 from sentei.prune.space import Genome, Space

@@ -20,7 +20,7 @@ from sentei.prune.space import Genome
 from sentei.search.goal import Evaluator
 
 if TYPE_CHECKING:
-    from sentei.prove.score import Outcome
+    from sentei.metrics.score import Outcome
 
 Task = tuple[Genome, int, int]  # genome, rows from, to before
 

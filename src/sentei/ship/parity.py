@@ -243,7 +243,7 @@ def reference_rows(model: Any, ids: list[int]) -> LogProbs:
     """Log-probabilities [T, V] of our own model."""
     import torch
 
-    from sentei.prove.forward import evaluating, final_hidden, logits
+    from sentei.inference.forward import evaluating, final_hidden, logits
 
     with evaluating(model):
         hidden, _ = final_hidden(model, torch.tensor([ids], device=model.device))

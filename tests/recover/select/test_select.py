@@ -18,9 +18,10 @@ from sentei.progress import Progress
 from sentei.recover.select import damage, selection
 from sentei.recover.select.select import reselect, select
 from sentei.recover.select.selection import Selection
+from sentei.report.selection import write_page
 
 FILES = {".sentei.json", "pool.jsonl.gz", "clusters.safetensors", "rejections.json", "scores"}
-FILES |= {"selected.jsonl", "manifest.jsonl", "selection.json", "selection.html"}
+FILES |= {"selected.jsonl", "manifest.jsonl", "selection.json", "summary.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,7 @@ def test_a_selection_holds_the_rows_and_a_reason_for_every_row(dense: Loaded, pr
     for row in manifest:
         if row["decision"] == "selected":
             assert f"in cluster {row['cluster']}, within the cluster's share" in row["reason"]
+    write_page(made.directory)
     html = (made.directory / "selection.html").read_text()
     assert "filters: empty, duplicate" in html and "Selection of 10 rows" in html
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
@@ -247,6 +249,7 @@ def test_what_a_person_should_know_is_said_and_is_on_the_page(dense: Loaded, pru
         said = Said()
         made = make(dense, other, tmp_path / other.name, length=9, progress=said)
         note = next(line for line in said.lines if words in line)
+        write_page(made.directory)
         page = (made.directory / "selection.html").read_text()
         assert note.strip() in page and "rows are longer than 9 tokens and were cut there" in page
         assert len(made.chosen) == 10 and any("longer than 9 tokens" in line for line in said.lines)
@@ -364,6 +367,7 @@ def test_the_installed_embedder_finds_the_topics(
 
 def test_the_page_says_in_words_why_there_are_so_many_clusters(dense, pruned, tmp_path):
     made = make(dense, pruned, tmp_path / "sel")
+    write_page(made.directory)
     notes = (tmp_path / "sel" / "selection.html").read_text().split("<h2>Notes</h2>")[1]
     assert "2 clusters: as asked for" in notes and "{" not in notes
     prompts = {row.prompt for row in made.scored().pool.rows}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recover.recovering import random_samples, small_model
 from sentei.data.batches import Batch, pad
-from sentei.prove.forward import evaluating
+from sentei.inference.forward import evaluating
 from sentei.recover.tune import loss as module
 from sentei.recover.tune.loss import Soft, _loss_and_gradient, response_loss
 from tiny import VARIANTS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from recover.recovering import random_samples, small_model
 from sentei.data.batches import pad
 from sentei.errors import InputError
-from sentei.prove.forward import evaluating
+from sentei.inference.forward import evaluating
 from sentei.recover.tune import train
 from sentei.recover.tune.loss import response_loss
 from sentei.recover.tune.train import Trainer

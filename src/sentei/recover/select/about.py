@@ -14,6 +14,7 @@ from sentei.files import read_json
 from sentei.schema import EXACT, Count, Number, Positive, Seed, parse
 
 SCHEMA = 1
+SUMMARY = "summary.json"  # what a page about the selection shows
 
 
 class Exact(TypedDict):

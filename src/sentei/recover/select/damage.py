@@ -20,8 +20,8 @@ from sentei.data.batches import Batch, by_length, pad
 from sentei.data.chat import Sample
 from sentei.errors import InputError
 from sentei.files import atomic_file
+from sentei.inference.forward import evaluating, final_hidden, logits, score_targets
 from sentei.progress import Progress
-from sentei.prove.forward import evaluating, final_hidden, logits, score_targets
 from sentei.recover.attention import short_attention
 from sentei.recover.select.pair import shared_tokens
 from sentei.recover.select.scores import Scores, read_scores, shard_path

@@ -1,4 +1,4 @@
-"""A selection for people: a reason for every row, and what `selection.html` shows."""
+"""A selection for people: a reason for every row, and what a page about it shows."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sentei.files import write_json, write_text
+from sentei.files import write_json
 from sentei.outputs import atomic_dir
-from sentei.recover.select.about import SCHEMA
+from sentei.recover.select.about import SCHEMA, SUMMARY
 from sentei.recover.select.picking import Amount, pick
 from sentei.recover.select.selection import Scored, Selection, write_rows, write_scored
 from sentei.recover.select.strategies import Candidates, Strategy, find_strategy
@@ -66,7 +66,6 @@ def write(
 ) -> Selection:
     """Chooses, and writes the directory: all of it or nothing."""
     from sentei.recover.select.summary import manifest, summarise
-    from sentei.report.selection import render
 
     amount, chosen_strategy = Amount.parse(budget), find_strategy(strategy)
     picked, candidates = choose(scored, amount, chosen_strategy, seed=seed, **choice)
@@ -95,5 +94,5 @@ def write(
         write_rows(scratch / "selected.jsonl", [scored.pool.rows[row].raw for row in chosen])
         write_rows(scratch / "manifest.jsonl", rows)
         write_json(scratch / "selection.json", about)
-        write_text(scratch / "selection.html", render(summarise(scored, about, candidates, picked, rows)))
+        write_json(scratch / SUMMARY, summarise(scored, about, candidates, picked, rows))
     return Selection(out, about, chosen)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sentei.data.batches import Batch
-from sentei.prove.forward import final_hidden, logits
+from sentei.inference.forward import final_hidden, logits
 
 LOSSES = ("sft", "kd", "both")
 CHUNK = 64  # rows of logits at a time; measured: 64 and 128 are equally quick, 16 and 512 slower

@@ -17,11 +17,11 @@ from sentei.data.pools import Pool
 from sentei.data.task_file import TaskFile
 from sentei.data.text import token_windows
 from sentei.errors import InputError, unknown
+from sentei.inference.forward import evaluating
+from sentei.metrics.perplexity import perplexity
 from sentei.models.identity import made_with
 from sentei.models.load import Loaded, context_length
 from sentei.progress import Progress, shown
-from sentei.prove.forward import evaluating
-from sentei.prove.perplexity import perplexity
 from sentei.recover.attention import short_attention
 from sentei.recover.select.selection import Selection
 from sentei.recover.tune.adapters import ADAPTERS, Context

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from sentei.data.batches import by_length
-from sentei.prove.branches import BATCH_TOKENS
-from sentei.prove.forward import final_hidden, logits
+from sentei.inference.branches import BATCH_TOKENS
+from sentei.inference.forward import final_hidden, logits
 
 
 class Lines:

@@ -1,6 +1,6 @@
 """The stages of the spine: measure, plan, cut, prove, report. Each reads the recipe and the files of earlier stages.
 
-Those of recovery, which come between cut and prove, are in `stages_recover.py`, that of shipping in `stages_ship.py`.
+Those of recovery, which come between cut and prove, are in `recover.py`, that of shipping in `ship.py`.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentei import estimate, stage_checks
+from sentei import estimate
 from sentei.files import write_json, write_text
 from sentei.fingerprint import fingerprint
 from sentei.recipe import Prune, Recipe
 from sentei.record import read_record
-from sentei.run import Context, Stage
+from sentei.stages import checks
+from sentei.stages.base import Context, Stage
 
 SAME = 0.01  # of a text, above which it is said that it was calibrated on
 
@@ -41,8 +42,8 @@ def _check_data(recipe: Recipe) -> None:
 
 def _plan(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
-    from sentei.prune.choose import choose
     from sentei.prune.planning import plan, warning
+    from sentei.search.choose import choose
 
     profile = Profile.load(context.before["measure"] / "profile")
     recipe = context.recipe
@@ -60,9 +61,9 @@ def _plan(context: Context) -> dict[str, Any]:
 
 def _judges(context: Context) -> Windows:
     """Windows of the calibration text behind those that `measure` read, or its last ones where it is no longer."""
+    from sentei.data.calibration import as_windows
     from sentei.data.text import read_texts
-    from sentei.data.windows import as_windows
-    from sentei.prune.choose import WINDOWS
+    from sentei.search.choose import WINDOWS
 
     settings = context.recipe.measure
     tokens = settings.tokens + WINDOWS * settings.window
@@ -140,7 +141,7 @@ def _calibration(recipe: Recipe) -> float:
 
 def _plan_tokens(recipe: Recipe) -> float:
     """`auto` reads the judging windows once for the dense model and once for each kind of plan."""
-    from sentei.prune.choose import CANDIDATES, WINDOWS
+    from sentei.search.choose import CANDIDATES, WINDOWS
 
     judged = recipe.prune == Prune(method="auto") and recipe.budget.limits.low_rank
     return (1 + len(CANDIDATES)) * WINDOWS * recipe.measure.window if judged else 0.0
@@ -204,14 +205,14 @@ MEASURE = Stage(
     _measure,
     reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
     check=_check_data,
-    suits=stage_checks.measure_suits,
+    suits=checks.measure_suits,
     tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,
 )
 PLAN = Stage(
     _plan,
     reads=lambda r: [r.budget.model_dump(), r.prune.model_dump(), r.seed],
-    check=stage_checks.check_parts,
-    suits=stage_checks.plan_suits,
+    check=checks.check_parts,
+    suits=checks.plan_suits,
     after=("measure",),
     tokens=_plan_tokens,
 )
@@ -226,7 +227,7 @@ PROVE = Stage(
     _prove,
     reads=lambda r: [r.prove.model_dump(), [fingerprint(source) for source in [*r.prove.texts, *r.prove.tasks]]],
     check=_check_evidence,
-    suits=stage_checks.prove_suits,
+    suits=checks.prove_suits,
     after=("cut", "tune"),
     tokens=_prove_tokens,
 )

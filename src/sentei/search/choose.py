@@ -13,9 +13,9 @@ from typing import Any
 from sentei.data.windows import Windows
 from sentei.errors import InfeasibleError
 from sentei.measure.profile import Profile
+from sentei.metrics.perplexity import perplexity
 from sentei.plan import Budget, Plan
 from sentei.progress import Progress
-from sentei.prove.perplexity import perplexity
 from sentei.prune.methods import KINDS, LOW_RANK, STRUCTURAL
 from sentei.prune.planning import menus_for, plan, plan_of, solve_menus
 from sentei.search.library import Library

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sentei.errors import InputError
-from sentei.prove import forward
-from sentei.prove.perplexity import perplexity
+from sentei.inference import forward
+from sentei.metrics.perplexity import perplexity
 from tiny import tiny_model
 
 

@@ -6,22 +6,20 @@ They are wanted where the recipe has a section `recover`. `select` and `tune` go
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sentei import estimate, stage_checks
+from sentei import estimate
 from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.fingerprint import fingerprint
 from sentei.outputs import publish
 from sentei.recipe import Recipe, Recover
-from sentei.run import Context, Stage
 from sentei.schema import LARGEST
+from sentei.stages import checks
+from sentei.stages.base import Context, Stage
+from sentei.stages.pool import pool_of
 
 if TYPE_CHECKING:
-    from sentei.data.pools import Pool
     from sentei.models.load import Loaded
 
 
@@ -29,18 +27,6 @@ def _section(recipe: Recipe) -> Recover:
     """What the recipe says about recovery; the stages here are wanted only where it says something."""
     assert recipe.recover is not None
     return recipe.recover
-
-
-def pool_of(recipe: Recipe) -> Pool:
-    """The candidates. Of the demo's skills only rows that `prove` does not read."""
-    from sentei.data.pools import read_pool
-
-    recover = _section(recipe)
-    pool = read_pool(recover.pool, evaluated=recipe.prove.limit, strict=recover.strict_rows)
-    if recover.rows is None or recover.rows >= len(pool.rows):
-        return pool
-    drawn = np.random.default_rng(recipe.seed).permutation(len(pool.rows))[: recover.rows]
-    return replace(pool, rows=[pool.rows[at] for at in sorted(drawn.tolist())])
 
 
 def _wanted_texts(recover: Recover) -> list[str]:
@@ -59,6 +45,7 @@ def _load(context: Context, stage: str) -> Loaded:
 
 def _select(context: Context) -> dict[str, Any]:
     from sentei.recover.select.select import select
+    from sentei.report.selection import write_page
 
     recover = _section(context.recipe)
     made = select(
@@ -77,6 +64,7 @@ def _select(context: Context) -> dict[str, Any]:
     )
     for path in made.directory.iterdir():
         path.rename(context.out / path.name)
+    write_page(context.out)
     return {"strategy": recover.select, **made.about["budget"]}
 
 
@@ -227,7 +215,7 @@ SELECT = Stage(
     _select,
     reads=_of_select,
     check=_check_select,
-    suits=stage_checks.select_suits,
+    suits=checks.select_suits,
     after=("cut",),
     tokens=lambda r: estimate.SCORE * _pool_tokens(r),
     wanted=_is_wanted,
@@ -237,7 +225,7 @@ TUNE = Stage(
     _tune,
     reads=_of_tune,
     check=_check_tune,
-    suits=stage_checks.tune_suits,
+    suits=checks.tune_suits,
     after=("cut", "select"),
     tokens=lambda r: estimate.TUNE * _section(r).tokens,
     wanted=_is_wanted,

@@ -8,8 +8,8 @@ from sentei import estimate
 from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.recipe import Recipe, Ship
-from sentei.run import Context, Stage
-from sentei.stage_checks import ship_suits
+from sentei.stages.base import Context, Stage
+from sentei.stages.checks import ship_suits
 
 PROMPT, NEW = 512, 64  # tokens of the timing
 PARITY = 1000  # tokens of prompts that writing and the parity check take as long as

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sentei.prove.proportions import Pairs, wilson
+from sentei.metrics.proportions import Pairs, wilson
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from sentei.errors import InputError
-from sentei.prove.forward import evaluating, final_hidden, score_targets, stage
-from sentei.prove.intervals import Interval, bootstrap, paired_bootstrap
+from sentei.inference.forward import evaluating, final_hidden, score_targets, stage
+from sentei.metrics.intervals import Interval, bootstrap, paired_bootstrap
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from prove.quiz import WORDS, choices, say
+from quiz import WORDS, choices, say
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import TaskRow, read_rows
 from sentei.data.tasks import TaskSet
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
+from sentei.inference.greedy import Lines, write
+from sentei.metrics import score as scoring
+from sentei.metrics.score import prepare
 from sentei.progress import Progress
-from sentei.prove import score as scoring
-from sentei.prove.score import prepare
 from sentei.prove.tasks import score_tasks
-from sentei.prove.write import Lines, write
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model, tiny_tokenizer
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sentei.errors import InputError
 from sentei.families import FAMILIES
-from sentei.prove.forward import final_hidden, logits
-from sentei.prove.tree import Tree
+from sentei.inference.forward import final_hidden, logits
+from sentei.inference.tree import Tree
 
 BATCH_TOKENS = 4096  # positions in one batch, padding included
 _BUSY = 1024  # positions that keep a processor busy; a batch that has them ends where rows become longer

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sentei.prove.proportions import Interval, Pairs, wilson
+from sentei.metrics.proportions import Interval, Pairs, wilson
 
 __all__ = [
     "Interval",

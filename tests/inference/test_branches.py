@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
-from sentei.prove.branches import Row, branch_limit, make_batches, make_rows
-from sentei.prove.tree import Tree
+from sentei.inference.branches import Row, branch_limit, make_batches, make_rows
+from sentei.inference.tree import Tree
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model
 
 Requests = list[tuple[list[int], list[int]]]

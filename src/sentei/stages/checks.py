@@ -74,7 +74,7 @@ def select_suits(recipe: Recipe, dense: Loaded) -> None:
     from sentei.models.load import context_length
     from sentei.recover.select.picking import Amount
     from sentei.recover.select.select import LENGTH, find_strategy
-    from sentei.stages_recover import pool_of
+    from sentei.stages.pool import pool_of
 
     assert recipe.recover is not None
     amount = Amount.parse(recipe.recover.budget)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from sentei.data.pairs import encode_pairs
 from sentei.data.task_rows import TaskRow
 from sentei.errors import InputError
+from sentei.inference.branches import Batch, branch_limit, make_batches, make_rows
+from sentei.inference.forward import evaluating, stage
+from sentei.inference.greedy import Lines, write
+from sentei.metrics.answers import Metric, metric_of
 from sentei.models.load import context_length
-from sentei.prove.branches import Batch, branch_limit, make_batches, make_rows
-from sentei.prove.forward import evaluating, stage
-from sentei.prove.metrics import Metric, metric_of
-from sentei.prove.write import Lines, write
 
 __all__ = ["Metric", "Outcome", "Prepared", "metric_of", "prepare"]
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sentei.prove import intervals
-from sentei.prove.intervals import (
+from sentei.metrics import intervals
+from sentei.metrics.intervals import (
     bootstrap,
     difference_interval,
     mean_interval,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sentei.data.task_rows import TaskRow
 from sentei.errors import InputError
-from sentei.prove.metrics import f1, metric_of, normalise
+from sentei.metrics.answers import f1, metric_of, normalise
 
 
 def row(target: str, *aliases: str, **raw: Any) -> TaskRow:

@@ -1,0 +1,1 @@
+"""Running a model: forward passes, trees of continuations, greedy answers."""

@@ -1,0 +1,1 @@
+"""What everything measures with: perplexity, scores of rows, intervals."""
