@@ -1,7 +1,8 @@
 """A recipe made to fit: its windows into the model's context, and its numbers into the minutes that it may take.
 
 A recipe says what is wanted. With `minutes` its tokens, windows and rows are taken times one factor, at most 1, so that
-the estimate of all stages meets them; each keeps a floor below which its figures say nothing. The recipe in the run's
+the estimate of all stages meets them; each keeps a floor below which its figures say nothing. Recovery's are taken times
+its root: an evaluation of fewer rows has wider intervals, but training on too few heals nothing. The recipe in the run's
 directory holds the scaled numbers: a run that goes on does not scale again, on whatever machine.
 """
 
@@ -139,7 +140,8 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
 def _scaled(recipe: Recipe, numbers: Mapping[str, Any], factor: float) -> Recipe:
     for name, floor in FLOORS.items():
         if name in numbers:
-            value = max(min(numbers[name], floor), int(factor * numbers[name]))
+            share = math.sqrt(factor) if name.startswith("recover.") else factor
+            value = max(min(numbers[name], floor), int(share * numbers[name]))
             if name == "measure.tokens":
                 value = max(1, value // recipe.measure.window) * recipe.measure.window
             recipe = _set(recipe, name, value)
