@@ -19,6 +19,7 @@ from sentei.families import family_of
 from sentei.families.surgery import skeleton
 from sentei.inference.forward import evaluating, final_hidden, logits
 from sentei.plan import BlockShape, ModelShape
+from sentei.prove import latency
 from sentei.prove import latency_probes as probes
 from sentei.prove.latency import build, table_for
 from sentei.prove.latency_table import Grid, LatencyTable, Times
@@ -164,7 +165,7 @@ def test_tables_are_kept_and_reused_only_for_the_same_machine_model_and_load(
         built.append((batch, probes.processor()))
         return original(model, batch, prompt, rounds, lambda call: float(call() is not None), None)
 
-    monkeypatch.setattr(probes, "measure_table", measured)
+    monkeypatch.setattr(latency, "measure_table", measured)
     load = {"prompt": 4, "rounds": 1}
     first = table_for(model, tmp_path / "new", **load)
     assert table_for(model, tmp_path / "new", **load) == first and len(built) == 1
