@@ -1,9 +1,10 @@
 """A recipe made to fit: its windows into the model's context, and its numbers into the minutes that it may take.
 
-A recipe says what is wanted. With `minutes` its tokens, windows and rows are taken times one factor, at most 1, so that
-the estimate of all stages meets them; each keeps a floor below which its figures say nothing. What recovery trains on is
-taken times the root of it: an evaluation of fewer rows has wider intervals, but training on too few heals nothing. The
-recipe in the run's directory holds the scaled numbers: a run that goes on does not scale again, on whatever machine.
+A recipe says what is wanted. With `minutes` its tokens, windows and rows are taken times one factor, at most 1, so
+that the estimate of all stages meets them; each keeps a floor below which its figures say nothing. What recovery
+trains on is taken times the root of it: an evaluation of fewer rows has wider intervals, but training on too few
+heals nothing. The recipe in the run's directory holds the scaled numbers: a run that goes on does not scale again, on
+whatever machine.
 """
 
 from __future__ import annotations
