@@ -12,7 +12,7 @@ from sentei.errors import SenteiError
 THREADED = """
 import torch
 torch.set_num_threads(2)
-from sentei.prune.scores.obs import Obs
+from sentei.measure.scores.obs import Obs
 
 torch.manual_seed(0)
 size = 192

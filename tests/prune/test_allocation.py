@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentei.errors import InfeasibleError, InputError
+from sentei.measure.ranking import AttentionOption, BlockCurves
 from sentei.plan import BlockShape, Budget, ModelShape
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Problem
 from sentei.prune.allocation.shares import importance, incremental_shares
-from sentei.prune.ranking import AttentionOption, BlockCurves
 
 BLOCKS, GROUPS, REPEAT, FFN = 6, 3, 2, 64
 SHAPE = ModelShape(

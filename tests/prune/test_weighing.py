@@ -3,10 +3,10 @@ import torch
 
 from sentei.errors import InputError
 from sentei.measure import measure
+from sentei.measure.scores import SCORES
 from sentei.plan import Budget
 from sentei.prune.methods import METHODS
 from sentei.prune.planning import curves_of, plan
-from sentei.prune.scores import SCORES
 from tiny import tiny_model
 
 GRADIENT_FREE = ("numerical", "flap", "wanda-sp", "magnitude", "random", "shortgpt")

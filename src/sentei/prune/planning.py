@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from sentei.errors import InfeasibleError, InputError, unknown
 from sentei.measure.profile import Profile
+from sentei.measure.ranking import AttentionOption, BlockCurves, rank_block
+from sentei.measure.scores import SCORES, Score
 from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned_shape
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
@@ -15,8 +17,6 @@ from sentei.prune.compensation import COMPENSATIONS
 from sentei.prune.menu import LEVELS, Entry, Menus, Times, uniform
 from sentei.prune.methods import KINDS, LOW_RANK, OURS, Method
 from sentei.prune.methods import method as preset
-from sentei.prune.ranking import AttentionOption, BlockCurves, rank_block
-from sentei.prune.scores import SCORES, Score
 from sentei.prune.weighing import weighed
 from sentei.registry import Registry
 from sentei.schema import parse

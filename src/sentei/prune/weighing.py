@@ -21,9 +21,9 @@ from torch import Tensor
 
 from sentei.errors import InputError
 from sentei.measure.profile import PartStats, Profile
+from sentei.measure.ranking import AttentionOption, BlockCurves
+from sentei.measure.scores import Score
 from sentei.plan import ModelShape, Weigh
-from sentei.prune.ranking import AttentionOption, BlockCurves
-from sentei.prune.scores import Score
 
 
 def weighed(curves: Sequence[BlockCurves], profile: Profile, score: Score, how: Weigh, seed: int) -> list[BlockCurves]:

@@ -21,11 +21,11 @@ from sentei.families import family_of
 from sentei.families.modeling_sentei import LowRankLinear, Removed
 from sentei.families.surgery import kept
 from sentei.measure.profile import Profile
+from sentei.measure.ranking import attention_columns
 from sentei.measure.stream import MATRICES_OF, PARTS
 from sentei.metrics.score import Outcome, Prepared
 from sentei.plan import BlockPlan
 from sentei.prune.menu import Entry, Menus
-from sentei.prune.ranking import attention_columns
 from sentei.prune.space import Genome, Space
 
 RIDGE = 1e-2  # of each input's energy, in the refit of an output matrix

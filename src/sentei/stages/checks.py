@@ -25,10 +25,10 @@ def check_parts(recipe: Recipe) -> None:
     Raises:
         InputError: unknown names; parts that need each other, an engine or gradients.
     """
+    from sentei.measure.scores import SCORES
     from sentei.prune.allocation import ALLOCATIONS
     from sentei.prune.methods import LOW_RANK, method
     from sentei.prune.planning import RANK_ALLOCATIONS, parts_of
-    from sentei.prune.scores import SCORES
 
     prune, budget, gradients = recipe.prune, recipe.budget, recipe.measure.gradient_tokens > 0
     base = method(prune.method)

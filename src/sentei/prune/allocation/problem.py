@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError, InputError
+from sentei.measure.ranking import BlockCurves
 from sentei.plan import BlockShape, Budget, ModelShape, Weigh
 from sentei.protect import Protect
 from sentei.prune.compensation import COMPENSATIONS
-from sentei.prune.ranking import BlockCurves
 
 MAX_SHARE = 0.99  # Adapt-Pruner's cap on what one part may lose; only `global` and `blocks` remove whole parts
 

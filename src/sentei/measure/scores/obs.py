@@ -16,7 +16,7 @@ from torch import Tensor
 from sentei.algebra.solve import inverse, symmetric_root
 from sentei.errors import InputError
 from sentei.measure.profile import PartStats
-from sentei.prune.scores.base import Score
+from sentei.measure.scores.base import Score
 
 RIDGE = 1e-4  # of the mean diagonal: only keeps the inverse finite, the cut chooses its own ridge on held-out data
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sentei.algebra.solve import solve
 from sentei.measure.profile import PartStats
-from sentei.prune.scores.base import Score
+from sentei.measure.scores.base import Score
 
 
 def relaxed_system(part: PartStats) -> Tensor:

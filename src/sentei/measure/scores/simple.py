@@ -6,7 +6,7 @@ import torch
 
 from sentei.errors import InputError
 from sentei.measure.profile import PartStats
-from sentei.prune.scores.base import Additive, Score
+from sentei.measure.scores.base import Additive, Score
 
 
 def _random(part: PartStats, generator: torch.Generator) -> Additive:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sentei.measure.profile import BlockStats
+from sentei.measure.scores.base import Score
 from sentei.plan import BlockShape, ModelShape
-from sentei.prune.scores.base import Score
 
 CHUNKS = 128  # a channel order is built in at most this many joint removals, each at most 1/CHUNKS of the channels
 

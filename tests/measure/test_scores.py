@@ -5,10 +5,10 @@ import torch
 
 from sentei.errors import InputError
 from sentei.measure.profile import PartStats
-from sentei.prune.ranking import rank_ffn
-from sentei.prune.scores import SCORES
-from sentei.prune.scores.newton import exact_direction, relaxed_system
-from sentei.prune.scores.obs import Obs
+from sentei.measure.ranking import rank_ffn
+from sentei.measure.scores import SCORES
+from sentei.measure.scores.newton import exact_direction, relaxed_system
+from sentei.measure.scores.obs import Obs
 
 
 def part(n=12, out=8, tokens=400, seed=0, gradients=True):
