@@ -35,14 +35,14 @@ def check_memory(limit: int | None, needed: int, what: str, mend: str) -> None:
 
     Args:
         limit: bytes that this process may hold; None: all.
-        needed: bytes that the work takes beside what the process holds already.
+        needed: bytes that the work takes beside what the process holds now.
         what: does the work.
         mend: how it would need less.
 
     Raises:
         InputError: it does not fit.
     """
-    if limit is not None and (total := peak() + needed) > limit:
+    if limit is not None and (total := held() + needed) > limit:
         raise InputError(
             f"{what} needs about {total / 1e9:.2f} GB of memory, --memory allows {limit / 1e9:.2f} GB; {mend}"
         )
@@ -59,6 +59,11 @@ def return_freed_memory() -> None:
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED)
 
 
+def held() -> int:
+    """The memory that this process holds now, in bytes; the most that it held, where the system does not say."""
+    return _status("VmRSS") or peak()
+
+
 def reset_peak() -> None:
     """Starts the count of the peak anew; only Linux can."""
     try:
@@ -69,12 +74,16 @@ def reset_peak() -> None:
 
 def peak() -> int:
     """The most memory that this process held, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
-        if line is not None:
-            return int(line.split()[1]) * 1024
+    if most := _status("VmHWM"):
+        return most
     import resource  # not on Windows
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, others KiB
+
+
+def _status(name: str) -> int:
+    """Bytes that Linux tells under a name; 0 elsewhere."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.surgery import prune
-from sentei.inference.branches import Row, branch_limit, make_batches, make_rows
+from sentei.inference.branches import Row, branch_limit, make_batches, make_rows, score_batches
 from sentei.inference.tree import Tree
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model
 
@@ -35,8 +35,8 @@ def scored(model: Any, some: Requests, **limits: int) -> list[tuple[list[float],
     rows, _ = make_rows(some, **{"longest": 256, "branch": branch_limit(model), **limits})
     found: dict[int, tuple[list[float], list[int]]] = {}
     with torch.inference_mode():
-        for batch in make_batches(rows):
-            found |= {number: (scores.tolist(), best.tolist()) for number, scores, best in batch.score(model)}
+        for batch in score_batches(model, list(make_batches(rows))):
+            found |= {number: (scores.tolist(), best.tolist()) for number, scores, best in batch}
     return [found[number] for number in range(len(some))]
 
 

@@ -57,8 +57,7 @@ def cut_command(
     from sentei.models.save import save
     from sentei.prune.cut import cut
 
-    streamed = limit is not None
-    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, streamed=streamed)
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, memory=limit)
     with claimed(out) as beside:
         work = beside / "blocks"
         small = cut(

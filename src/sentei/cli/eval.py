@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from sentei.cli.app import DeviceOption, Dtype, DtypeOption, Format, FormatOption, Trust, print_json, print_table
+from sentei.cli.app import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    Format,
+    FormatOption,
+    Memory,
+    Trust,
+    print_json,
+    print_table,
+)
 
 
 def eval_command(
@@ -22,13 +32,18 @@ def eval_command(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many rows of each task.")] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens per window of text.")] = 1024,
     windows: Annotated[int | None, typer.Option(min=1, help="At most this many windows of each text.")] = None,
-    speed: Annotated[bool, typer.Option(help="Time prefill and decoding, the models in turns.")] = True,
+    speed: Annotated[
+        bool | None,
+        typer.Option(help="Time prefill and decoding, the models in turns.", show_default="yes, without --memory"),
+    ] = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    memory: Memory = None,
     trust_remote_code: Trust = False,
     format: FormatOption = Format.text,
 ) -> None:
     """Measure perplexity, task accuracy, speed and memory; several models are compared pairwise with intervals."""
+    from sentei.memory import parse_bytes
     from sentei.progress import TerminalProgress
     from sentei.prove.evaluate import evaluate
 
@@ -39,10 +54,11 @@ def eval_command(
         window=window,
         windows=windows,
         limit=limit,
-        with_speed=speed,
+        with_speed=memory is None if speed is None else speed,
         dtype=dtype.value,
         device=device,
         trust_remote_code=trust_remote_code,
+        memory=None if memory is None else parse_bytes(memory),
         progress=TerminalProgress(),
     )
     if format is Format.json:

@@ -59,8 +59,7 @@ def measure_command(
     from sentei.measure.collect import measure
     from sentei.models.load import load
 
-    streamed = limit is not None
-    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, streamed=streamed)
+    loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, memory=limit)
     with atomic_dir(out, overwrite=overwrite) as scratch:
         profile = measure(
             loaded,

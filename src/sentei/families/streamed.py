@@ -1,13 +1,14 @@
 """A model whose blocks are not in memory: one at a time is, from when it is asked for until the next one is.
 
 `Family.block` and the model's own forward both ask for blocks here, so that whatever walks a model in order (measure,
-cut, perplexity, scoring) works on one that is larger than memory. What is outside the blocks (embedding, final norm,
-head) stays.
+cut, export) works on one that is larger than memory; `sentei.inference.walk` takes many forward passes through it at
+once. What is outside the blocks (embedding, final norm, head) stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ class StreamedBlocks:
 
     Attributes:
         current: the block that is in memory, or None.
+        memory: bytes that the process may hold; None: as many as there are.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class StreamedBlocks:
         write: Callable[[int, State], None] | None = None,
         start: Callable[[nn.Module], None] = lambda block: None,
         device: torch.device | str = "cpu",
+        memory: int | None = None,
     ) -> None:
         """Takes over a model's blocks, which are on meta.
 
@@ -42,11 +45,18 @@ class StreamedBlocks:
             write: keeps a block's tensors when the next block comes; None: blocks do not change.
             start: what a block that was never written needs besides memory.
             device: where the block in memory is.
+            memory: see above.
         """
         self.blocks, self.read, self.write, self.start, self.device = blocks, read, write, start, device
+        self.memory = memory
         self.current: int | None = None
+        self._only: int | None = None  # see `only`
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(lambda _module, _inputs, index=index: self.enter(index))
+            block.register_forward_pre_hook(lambda _module, _inputs, index=index: self._reached(index))
+
+    def _reached(self, index: int) -> None:
+        if self._only in (None, index):
+            self.enter(index)
 
     def enter(self, index: int) -> None:
         """Brings a block into memory, and puts away the one that was there."""
@@ -54,12 +64,13 @@ class StreamedBlocks:
             return
         self.leave()
         block = self.blocks[index]
-        state = self.read(index)
-        if state is None:
-            self.start(block.to_empty(device=self.device))
-        else:
-            block.load_state_dict(state, assign=True)
-            block.requires_grad_(False)
+        with torch.inference_mode(False):  # weights read within one would be of no use to a backward pass after it
+            state = self.read(index)
+            if state is None:
+                self.start(block.to_empty(device=self.device))
+            else:
+                block.load_state_dict(state, assign=True)
+                block.requires_grad_(False)
         block.eval()
         self.current = index
 
@@ -72,6 +83,41 @@ class StreamedBlocks:
             self.write(self.current, block.state_dict())
         block.to("meta")
         self.current = None
+
+    @contextlib.contextmanager
+    def only(self, index: int, hidden: Tensor | None) -> Iterator[list[Tensor]]:
+        """Within it a forward pass of the model computes block `index` and passes by all others.
+
+        So masks, positions and whatever else blocks are given are the model's own.
+
+        Args:
+            index: of the block.
+            hidden: what it reads instead of what it is given, [B, T, hidden]; None: that.
+
+        Yields:
+            A list, to which each forward pass adds what the block put out.
+        """
+        put_out: list[Tensor] = []
+        blocks: list[Any] = list(self.blocks)
+        compute = blocks[index].forward
+
+        def here(given: Tensor, *args: Any, **inputs: Any) -> Tensor:
+            put_out.append(compute(given if hidden is None else hidden, *args, **inputs))
+            return put_out[-1]
+
+        for number, block in enumerate(blocks):
+            block.forward = here if number == index else _pass_by
+        self._only = index
+        try:
+            yield put_out
+        finally:
+            self._only = None
+            for block in blocks:
+                del block.forward
+
+
+def _pass_by(hidden: Tensor, *_args: Any, **_inputs: Any) -> Tensor:
+    return hidden
 
 
 class BlockFiles:

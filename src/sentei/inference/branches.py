@@ -20,8 +20,10 @@ from torch import Tensor
 
 from sentei.errors import InputError
 from sentei.families import FAMILIES
+from sentei.families.streamed import streamed_blocks
 from sentei.inference.forward import final_hidden, logits
 from sentei.inference.tree import Tree
+from sentei.inference.walk import Reading, hidden_states
 
 BATCH_TOKENS = 4096  # positions in one batch, padding included
 _BUSY = 1024  # positions that keep a processor busy; a batch that has them ends where rows become longer
@@ -85,8 +87,21 @@ def make_rows(requests: Sequence[Request], *, longest: int, branch: int) -> tupl
     return rows, truncated
 
 
-def make_batches(rows: Sequence[Row]) -> Iterator[Batch]:
-    """Rows of like length, at most as many as `BATCH_TOKENS` hold; those that begin alike come together."""
+def shares_heads(model: Any) -> bool:
+    """Whether the beginning that contexts have in common is read once, in a pass of its own.
+
+    Not of a streamed model: its blocks are read once for all passes, none of which can wait for another's.
+    """
+    return streamed_blocks(model) is None
+
+
+def make_batches(rows: Sequence[Row], *, share: bool = True) -> Iterator[Batch]:
+    """Rows of like length, at most as many as `BATCH_TOKENS` hold; those that begin alike come together.
+
+    Args:
+        rows: to be read.
+        share: read the beginning of a batch once where that is worth it, see `shares_heads`.
+    """
     heads = Counter(row.context[:_HEAD] for row in rows)
 
     def head(row: Row) -> tuple[int, ...]:
@@ -98,10 +113,23 @@ def make_batches(rows: Sequence[Row]) -> Iterator[Batch]:
             full = (len(batch) + 1) * row.length > BATCH_TOKENS
             uneven = len(batch) * row.length >= _BUSY and row.length > _UNEVEN * batch[0].length
             if batch and (full or uneven):
-                yield Batch.of(batch)
+                yield Batch.of(batch, share)
                 batch = []
             batch.append(row)
-        yield Batch.of(batch)
+        yield Batch.of(batch, share)
+
+
+Score = tuple[int, Tensor, Tensor]
+
+
+def score_batches(model: Any, batches: Sequence[Batch], progress: Any = None) -> Iterator[list[Score]]:
+    """Per batch, for each of its requests: its number, the log-probability (fp32) of each token, the likeliest there.
+
+    All on the CPU. The caller is in inference mode, the model in eval mode.
+    """
+    readings = [Reading(batch.ids, batch.inputs) for batch in batches]
+    for batch, hidden in zip(batches, hidden_states(model, readings, progress), strict=True):
+        yield batch.scores(model, hidden)
 
 
 @dataclass(frozen=True)
@@ -131,9 +159,9 @@ class Batch:
     sizes: list[int]
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> Batch:
-        """Lays rows out."""
-        shared = _shared(rows)
+    def of(cls, rows: Sequence[Row], share: bool = True) -> Batch:
+        """Lays rows out; `share`: with a head, where that is worth it."""
+        shared = _shared(rows) if share else 0
         width = max(row.length for row in rows) - shared
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         places = torch.zeros_like(ids)
@@ -163,22 +191,19 @@ class Batch:
             [len(target) for _, target in continuations],
         )
 
-    def score(self, model: Any) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Per request: its number, the log-probability (fp32) of each of its tokens, and the likeliest token there.
-
-        Both are on the CPU. The caller is in inference mode, the model in eval mode.
-        """
-        cache = self._read_head(model)
-        inputs: dict[str, Any] = {}
+    def inputs(self, model: Any) -> dict[str, Any]:
+        """What `final_hidden` needs besides `ids`: the cache of the head, and how branches see."""
+        inputs: dict[str, Any] = {"cache": self._read_head(model)}
         if any(tree.branches for _, tree in self.trees):
-            inputs = {
-                "position_ids": self.places.to(model.device),
-                "attention_mask": self._mask(model.dtype, model.device),
-            }
-        hidden, _ = final_hidden(model, self.ids.to(model.device), cache, **inputs)
+            inputs["position_ids"] = self.places.to(model.device)
+            inputs["attention_mask"] = self._mask(model.dtype, model.device)
+        return inputs
+
+    def scores(self, model: Any, hidden: Tensor) -> list[Score]:
+        """See `score_batches`; `hidden` are the last hidden states [B, T, D]."""
         chosen = hidden.flatten(0, 1)[self.picks.to(model.device)]
         scores, best = _predict(model, chosen, self.owners.to(model.device), self.targets.to(model.device))
-        yield from zip(self.numbers, scores.cpu().split(self.sizes), best.cpu().split(self.sizes), strict=True)
+        return list(zip(self.numbers, scores.cpu().split(self.sizes), best.cpu().split(self.sizes), strict=True))
 
     def _read_head(self, model: Any) -> Any:
         """The KV cache of the head, for each row of the batch."""

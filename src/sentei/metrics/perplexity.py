@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from sentei.errors import InputError
-from sentei.inference.forward import evaluating, final_hidden, score_targets, stage
+from sentei.inference.forward import evaluating, score_targets, stage
+from sentei.inference.walk import Reading, hidden_states
 from sentei.metrics.intervals import Interval, bootstrap, paired_bootstrap
 
 
@@ -91,10 +92,10 @@ def perplexity(
     batch = batch or max(1, 4096 // window)
     nll: list[float] = []
     with evaluating(model), stage(progress, name, count, "windows") as advance:
-        for part in windows.split(batch):
-            ids = part.to(model.device)
-            hidden, _ = final_hidden(model, ids)
-            scores, _ = score_targets(model, hidden[:, :-1].reshape(-1, hidden.shape[-1]), ids[:, 1:].reshape(-1))
+        parts = windows.split(batch)
+        for part, hidden in zip(parts, hidden_states(model, list(map(Reading, parts)), progress), strict=True):
+            targets = part[:, 1:].reshape(-1).to(model.device)
+            scores, _ = score_targets(model, hidden[:, :-1].reshape(-1, hidden.shape[-1]), targets)
             nll += (-scores.double().view(len(part), -1).sum(1)).tolist()
             advance(len(part))
     tokens = count * (window - 1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sentei.data.pairs import encode_pairs
 from sentei.data.task_rows import TaskRow
 from sentei.errors import InputError
-from sentei.inference.branches import Batch, branch_limit, make_batches, make_rows
+from sentei.inference.branches import Batch, branch_limit, make_batches, make_rows, score_batches, shares_heads
 from sentei.inference.forward import evaluating, stage
 from sentei.inference.greedy import Lines, write
 from sentei.metrics.answers import Metric, metric_of
@@ -69,7 +69,7 @@ class Prepared:
         # Whether an answer stops where the target does is seen after it, so a token is scored there whose value is
         # of no use: what counts is which one would be said.
         self._stops = metric.kind == "text" or metric.name == "exact_match"
-        self._layouts: dict[tuple[int, ...], list[Batch]] = {}
+        self._layouts: dict[tuple[int, int, int, int, bool], list[Batch]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,10 +95,10 @@ class Prepared:
         with evaluating(model):
             batches = self._layout(model, first, last)
             with stage(progress, "score", last - first, "continuations") as advance:
-                for batch in batches:
-                    for number, values, best in batch.score(model):
+                for found in score_batches(model, batches, progress):
+                    for number, values, best in found:
                         scores[first + number] = values.double().numpy(), best.tolist()
-                    advance(len(batch.numbers))
+                    advance(len(found))
             if self.metric.kind == "choices":
                 return self._chosen(start, stop, np.array([scores[n][0].sum() for n in range(first, last)]))
             return self._said(model, start, [scores[n] for n in range(first, last)], progress)
@@ -106,13 +106,13 @@ class Prepared:
     def _layout(self, model: Any, first: int, last: int) -> list[Batch]:
         """The batches of some requests; they depend on how much a model takes."""
         longest, branch = context_length(model), branch_limit(model)
-        key = (first, last, longest, branch)
+        key = (first, last, longest, branch, shares_heads(model))
         if key not in self._layouts:
             more = [0] if self._stops else []
             requests = [(context, target + more) for context, target in self._requests[first:last]]
             rows, truncated = make_rows(requests, longest=longest, branch=branch)
             _say_cut(truncated, longest)
-            self._layouts[key] = list(make_batches(rows))
+            self._layouts[key] = list(make_batches(rows, share=key[-1]))
         return self._layouts[key]
 
     def _chosen(self, start: int, stop: int, sums: Floats) -> Outcome:

@@ -65,6 +65,7 @@ def load(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     streamed: bool = False,
+    memory: int | None = None,
 ) -> Loaded:
     """Loads a dense or pruned model and its tokenizer.
 
@@ -76,11 +77,13 @@ def load(
         trust_remote_code: run code from the model's directory, for architectures that sentei does not know.
             Models that sentei saved never need it here.
         streamed: blocks are read when they are wanted, one at a time, for models larger than memory.
+        memory: bytes that the process may hold: the model is streamed, and whoever walks it keeps to them.
 
     Raises:
         InputError: no such model, unknown architecture, pickled weights, broken or missing files, wrong shapes, NaN,
-            a dtype or device that does not exist.
+            a dtype or device that does not exist, memory that does not hold what is outside the blocks.
     """
+    streamed = streamed or memory is not None
     where = str(resolve_device(device))
     wanted = resolve_dtype(dtype, where)
     found = find(source, trust_remote_code=trust_remote_code)
@@ -100,7 +103,7 @@ def load(
             raise InputError(f"{found.directory}: only architectures that sentei knows are read block by block")
         model = _load_remote(found.directory, kind, where)
     else:
-        model = _load_known(found.directory, model_type, values, kind, where, streamed)
+        model = _load_known(found.directory, model_type, values, kind, where, streamed, memory)
     if not getattr(model.config, "sentei_source", None):
         model.config.sentei_source = found.origin  # stays with the pruned model, for its card
     model.config.sentei_dtype = stored  # what `save` stores
@@ -129,7 +132,13 @@ def context_length(model: Any) -> int:
 
 
 def _load_known(
-    directory: Path, model_type: str, values: dict[str, Any], kind: torch.dtype, device: str, streamed: bool
+    directory: Path,
+    model_type: str,
+    values: dict[str, Any],
+    kind: torch.dtype,
+    device: str,
+    streamed: bool,
+    memory: int | None,
 ) -> PreTrainedModel:
     """With our own reader: one pass, every tensor checked, nothing initialised in vain."""
     import transformers
@@ -155,7 +164,7 @@ def _load_known(
     tied = config.tie_word_embeddings
     if streamed:
         return_freed_memory()
-        stream_weights(stored, model, family.blocks(model), tied=tied, dtype=kind, device=device)
+        stream_weights(stored, model, family.blocks(model), tied=tied, dtype=kind, device=device, memory=memory)
     else:
         model.load_state_dict(read_weights(stored, model, tied=tied, dtype=kind, device=device), assign=True)
     if (directory / "generation_config.json").exists():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sentei.errors import InputError
 from sentei.families.streamed import State, StreamedBlocks, stream
 from sentei.files import read_json
+from sentei.memory import check_memory
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -201,9 +202,37 @@ def read_weights(
 
 
 def stream_weights(
-    stored: dict[str, Stored], model: nn.Module, blocks: nn.ModuleList, *, tied: bool, dtype: torch.dtype, device: str
+    stored: dict[str, Stored],
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    *,
+    tied: bool,
+    dtype: torch.dtype,
+    device: str,
+    memory: int | None = None,
 ) -> None:
-    """Reads what is outside the blocks of `model` (on meta), and its blocks when they are wanted; raises as above."""
+    """Reads what is outside the blocks of `model` (on meta), and its blocks when they are wanted.
+
+    Args:
+        stored: see `stored_tensors`.
+        model: its names and shapes are expected.
+        blocks: of the model.
+        tied: the head is the embedding.
+        dtype: of the weights in memory.
+        device: of these.
+        memory: bytes that the process may hold; refused where it does not hold what is outside the blocks.
+
+    Raises:
+        InputError: see `read_weights`; too little memory.
+    """
+    outer = {name: value for name, value in model.state_dict().items() if not _BLOCK.match(name)}
+    numbers = sum(value.numel() for name, value in outer.items() if not (tied and name == _HEAD))
+    check_memory(
+        memory,
+        2 * numbers * dtype.itemsize,  # the file is mapped while they are copied
+        "what is outside the blocks (embedding, head)",
+        "allow more, or choose --dtype stored",
+    )
     outside = read_weights(
         stored, model, tied=tied, dtype=dtype, device=device, wanted=lambda name: not _BLOCK.match(name)
     )
@@ -216,7 +245,7 @@ def stream_weights(
         )
         return {name.removeprefix(prefix): value for name, value in tensors.items()}
 
-    stream(model, StreamedBlocks(blocks, read, device=device))
+    stream(model, StreamedBlocks(blocks, read, device=device, memory=memory))
 
 
 def _check(tensor: Tensor, expected: Tensor | None, where: str) -> None:

@@ -17,10 +17,12 @@ from sentei.data.rows import stem
 from sentei.data.tasks import TaskSet, read_task
 from sentei.data.text import read_texts, token_windows
 from sentei.errors import InputError
+from sentei.inference.walk import check_walk
 from sentei.metrics.intervals import Interval, difference_interval
 from sentei.metrics.perplexity import Perplexity, perplexity
 from sentei.progress import shown
-from sentei.prove.memory import memory
+from sentei.prove.memory import memory as memory_of
+from sentei.prove.opened import fitting, open_model, tokenizer_of
 from sentei.prove.scored import TaskResult
 from sentei.prove.speed import speed
 from sentei.prove.tasks import score_tasks
@@ -78,6 +80,7 @@ def evaluate(
     dtype: str = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
+    memory: int | None = None,
     progress: Any = None,
 ) -> dict[str, Any]:
     """Measures one model, or several on the same text and rows.
@@ -95,6 +98,7 @@ def evaluate(
         dtype: of models that are loaded here; see `load`.
         device: the same.
         trust_remote_code: the same.
+        memory: bytes that the process may hold: the blocks of models that are loaded here are then read one at a time.
         progress: shows what is going on.
 
     Returns:
@@ -113,22 +117,26 @@ def evaluate(
         as on the command line.
 
     Raises:
-        InputError: data, names or models that cannot be used, before the first model is loaded where possible.
+        InputError: data, names or models that cannot be used, before the first model is loaded where possible; too
+            little memory for one, before it is read.
     """
     progress, named = shown(progress), read_named(texts)
     sets = read_tasks(tasks)
     sources = list(models) if isinstance(models, (list, tuple)) else [models]
     if not sources:
         raise InputError("there is no model to evaluate; give at least one")
-    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if memory is not None and with_speed:
+        raise InputError("a model that is read block by block has no speed to time; leave out speed or memory")
+    options = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code, "memory": memory}
     found: list[Evidence] = []
     first: dict[str, Tensor] = {}
     for source in sources:
-        model, own, name, directory = _open(source, tokenizer, options)
+        model, own, name, directory = open_model(source, tokenizer, options)
+        check_walk(model, f"eval of {name}", progress)
         evidence = Evidence(name, sum(p.numel() for p in model.parameters()), block_params(model))
         evidence.vocabulary = model.get_output_embeddings().weight.shape[0]
         cut = {
-            title: token_windows(text, _needed(own, name), window=window, windows=windows)
+            title: token_windows(text, tokenizer_of(own, name), window=window, windows=windows)
             for title, text in named.items()
         }
         first = first or cut
@@ -139,14 +147,16 @@ def evaluate(
                 )
             evidence.perplexity[title] = perplexity(model, ids, progress=progress, name=f"{name}: {title}")
         if sets:
-            evidence.tasks = score_tasks(model, _needed(own, name), sets, limit=limit, shots=shots, progress=progress)
-        evidence.memory = memory(model, context=_fitting(model, window), directory=directory)
+            evidence.tasks = score_tasks(
+                model, tokenizer_of(own, name), sets, limit=limit, shots=shots, progress=progress
+            )
+        evidence.memory = memory_of(model, context=fitting(model, window), directory=directory)
         found.append(evidence)
         del model  # one model at a time in memory, where they are loaded here
     if with_speed:
         # names may repeat, numbers do not
-        opened = {str(number): _open(source, tokenizer, options)[0] for number, source in enumerate(sources)}
-        prompt = min(max(1, _fitting(model, 512 + 32) - 32) for model in opened.values())
+        opened = {str(number): open_model(source, tokenizer, options)[0] for number, source in enumerate(sources)}
+        prompt = min(max(1, fitting(model, 512 + 32) - 32) for model in opened.values())
         alike = _alike(opened)  # one shape has one speed: it is timed once
         rates = speed({name: opened[name] for name in dict.fromkeys(alike.values())}, prompt=prompt, progress=progress)
         for number, evidence in enumerate(found):
@@ -252,37 +262,6 @@ def read_named(texts: Sequence[str | Path | Texts]) -> dict[str, list[str]]:
             raise InputError(f"two texts are called {name!r}; rename one of the files")
         named[name] = read
     return named
-
-
-def _fitting(model: Any, tokens: int) -> int:
-    """So many tokens, or as many as the model's context holds."""
-    return min(tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens)
-
-
-def _open(source: Any, tokenizer: Any, options: dict[str, Any]) -> tuple[Any, Any, str, Path | None]:
-    """Model, tokenizer, name and directory (None where there is none) of anything that `evaluate` takes."""
-    if isinstance(source, (str, Path)):
-        from sentei.models.load import load
-
-        loaded = load(source, **options)
-        return loaded.model, tokenizer or loaded.tokenizer, loaded.name, _directory(source, loaded.model)
-    if isinstance(source, nn.Module):
-        directory = _directory(None, source)
-        return source, tokenizer, directory.name if directory else type(source).__name__, directory
-    return source.model, tokenizer or source.tokenizer, source.name, _directory(None, source.model)
-
-
-def _directory(source: str | Path | None, model: Any) -> Path | None:
-    places = [Path(place) for place in (source, getattr(model, "name_or_path", None)) if place]
-    return next((place for place in places if place.is_dir()), None)
-
-
-def _needed(tokenizer: Any, name: str) -> Any:
-    if tokenizer is None:
-        raise InputError(
-            f"{name} has no tokenizer; pass one with tokenizer=, or put its files into the model's directory"
-        )
-    return tokenizer
 
 
 def _finite(value: float) -> float | None:

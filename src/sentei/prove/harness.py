@@ -184,10 +184,11 @@ class InMemoryLM(HFLM):
             check_ids(self.tokenizer, [context, target])
         answers: dict[int, tuple[float, bool]] = {}
         with evaluating(self.model):
-            for batch in branches.make_batches(self._rows(requests)):
-                for number, scores, best in batch.score(self.model):
+            batches = list(branches.make_batches(self._rows(requests), share=branches.shares_heads(self.model)))
+            for found in branches.score_batches(self.model, batches, self._progress):
+                for number, scores, best in found:
                     answers[number] = float(scores.sum()), best.tolist() == list(requests[number][2])
-                self._advance(len(batch.numbers))
+                self._advance(len(found))
         return [answers[number] for number in range(len(requests))]
 
     def tok_batch_encode(self, *args: Any, **kwargs: Any) -> Any:

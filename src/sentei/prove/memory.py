@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sentei.families import family_of
+from sentei.families.streamed import streamed_blocks
 from sentei.inference.forward import evaluating, final_hidden
 from sentei.memory import peak, reset_peak
 
@@ -26,16 +28,21 @@ def memory(model: Any, *, batch: int = 1, context: int = 1024, directory: str | 
         cannot reset the peak, since its start); `peak_device_bytes` on a CUDA device; `disk_bytes` of the weights'
         files, where there is a directory.
     """
+    streamed = streamed_blocks(model) is not None
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
-    reset_peak()
-    with evaluating(model):
-        ids = torch.zeros((batch, context), dtype=torch.long, device=model.device)
-        _, cache = final_hidden(model, ids, use_cache=True)
+    if streamed:
+        shape = family_of(model.config).shape(model.config)
+        cached = shape.cache_bytes(batch, context, model.dtype.itemsize)
+    else:
+        reset_peak()
+        with evaluating(model):
+            ids = torch.zeros((batch, context), dtype=torch.long, device=model.device)
+            cached = cache_bytes(final_hidden(model, ids, use_cache=True)[1])
     found = {
         "weights_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
-        "kv_cache_bytes": cache_bytes(cache),
+        "kv_cache_bytes": cached,
         "batch": batch,
         "context": context,
         "peak_rss_bytes": peak(),

@@ -1,0 +1,48 @@
+"""`--memory` is kept: the most that a process held while it worked on a model that is larger than that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from large import sentei, write_large
+
+BUDGET = 10**9
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("large") / "model"
+    directory.mkdir()
+    assert write_large(directory, blocks=70) > 1.2 * BUDGET
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"text": f"w{3 + i % 120} w{5 + i % 77} w{9 + i % 50} " * 9}) for i in range(60))
+    )
+    return path
+
+
+def kept(*arguments: object) -> None:
+    """Runs a verb with `--memory` and holds it to it."""
+    code, said, most = sentei(*arguments, "--memory", "1GB")
+    assert code == 0, said
+    assert "GB of memory" in said, "it is said before the start"
+    assert most <= BUDGET, f"{most / 1e9:.2f} GB were held"
+
+
+def test_eval(large: Path, text: Path, tmp_path: Path) -> None:
+    rows = [{"context": f"w{3 + i}", "choices": [" w4", " w5 w6"], "label": i % 2} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    kept("eval", large, "--text", text, "--window", 128, "--windows", 8, "--tasks", tmp_path / "rows.jsonl")
+
+
+def test_less_than_it_takes_is_refused_with_the_figure(large: Path, text: Path) -> None:
+    code, said, _ = sentei("eval", large, "--text", text, "--window", 128, "--memory", "300MB")
+    assert code == 2 and "GB of memory, --memory allows 0.30 GB; " in said.splitlines()[-1]
