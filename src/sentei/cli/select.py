@@ -14,6 +14,7 @@ from sentei.cli.app import (
     Format,
     FormatOption,
     Length,
+    Memory,
     Out,
     Overwrite,
     Strict,
@@ -65,6 +66,7 @@ def select_command(
     seed: Annotated[int | None, typer.Option(min=0, help="Of clustering and of what is random; default: 0.")] = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
+    memory: Memory = None,
     trust_remote_code: Trust = False,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
@@ -105,9 +107,9 @@ def select_command(
                 f"{', '.join(missing)} missing; give --dense, --pruned and --pool, or a selection directory"
             )
         made = _score(
-            str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, device, trust_remote_code,
-            strategy=strategy or "auto", clusters=clusters, length=length, top=top, embedder=embedder, strict=strict,
-            **common,
+            str(dense), str(pruned), str(pool), pool_format, target, out, dtype.value, device, memory,
+            trust_remote_code, strategy=strategy or "auto", clusters=clusters, length=length, top=top,
+            embedder=embedder, strict=strict, **common,
         )  # fmt: skip
     write_page(out)
     about = made.about["budget"]
@@ -134,11 +136,13 @@ def _score(
     out: Path,
     dtype: str,
     device: str,
+    memory: str | None,
     trust_remote_code: bool,
     **options: Any,
 ) -> Any:
     """Reads the data, which may be wrong, before the models, which take long."""
     from sentei.data.pools import read_pool
+    from sentei.memory import parse_bytes
     from sentei.progress import TerminalProgress
     from sentei.recover.select.filters.language import check_languages
     from sentei.recover.select.picking import Amount
@@ -146,6 +150,7 @@ def _score(
     from sentei.recover.select.strategies import find_strategy
 
     Amount.parse(options["budget"])
+    limit = None if memory is None else parse_bytes(memory)
     find_strategy(options["strategy"])
     strict = options["strict"]
     rows = read_pool(pool, format=pool_format, strict=strict)
@@ -154,5 +159,8 @@ def _score(
     from sentei.models.load import load
 
     progress = TerminalProgress()
-    models = [load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code) for name in (dense, pruned)]
+    models = [
+        load(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code, memory=limit)
+        for name in (dense, pruned)
+    ]
     return select(models[0], models[1], rows, out, target=wanted, progress=progress, **options)

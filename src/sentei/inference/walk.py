@@ -66,8 +66,14 @@ def hidden_states(model: Any, readings: Sequence[Reading], progress: Any = None)
             yield states.get(number)
 
 
-def check_walk(model: Any, what: str, progress: Any = None) -> None:
+def check_walk(model: Any, what: str, progress: Any = None, *, beside: int = 0) -> None:
     """Says what a walk through a streamed model takes, and refuses it where its memory does not hold that.
+
+    Args:
+        model: one that is not streamed is never refused.
+        what: is done.
+        progress: is told.
+        beside: bytes that something else will hold by then.
 
     Raises:
         InputError: too little memory.
@@ -75,7 +81,7 @@ def check_walk(model: Any, what: str, progress: Any = None) -> None:
     streamed = streamed_blocks(model)
     if streamed is None:
         return
-    needed = walk_bytes(model)
+    needed = walk_bytes(model) + beside
     if progress is not None:
         progress.say(f"  {what}: {(held() + needed) / 1e9:.2f} GB of memory, one block at a time, and hidden states")
     check_memory(streamed.memory, needed, what, "allow more, or choose --dtype stored")

@@ -14,6 +14,9 @@ from safetensors.numpy import load_file
 from recover.recovering import damaged, random_samples, sample, shaken, small_model
 from sentei.data.chat import Sample
 from sentei.errors import InputError
+from sentei.families.streamed import streamed_blocks
+from sentei.models.load import load
+from sentei.models.save import save
 from sentei.recover.select import damage
 from sentei.recover.select.damage import jensen_shannon, score
 from sentei.recover.select.scores import Scores, read_scores
@@ -76,6 +79,38 @@ def test_scores_are_means_over_the_response_as_stock_transformers_sees_it(
         assert found.ifd[row] == pytest.approx(math.exp(-p.gather(1, targets).mean().item() - alone.item()), rel=1e-3)
         assert row in teacher and teacher.count(row) == len(targets)
     assert (found.jsd > 0.01).all() and (found.jsd < math.log(2)).all()
+
+
+def test_streamed_models_score_the_same_and_are_read_once_for_several_shards(
+    dense: Any, pruned: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(damage, "SHARD_TOKENS", 24)
+    samples = random_samples(LENGTHS)
+    wanted = {"top": 3, "alone": True, "strangers": {1: 4, 5: 2}, "tokens": 32}
+    whole = score(dense, pruned, samples, tmp_path / "whole", **wanted)
+    models = [
+        load(save(model, tmp_path / name), dtype="float32", memory=10**12).model
+        for name, model in (("dense", dense), ("pruned", pruned))
+    ]
+    reads: list[int] = []
+    blocks = streamed_blocks(models[0])
+    assert blocks is not None
+    read = blocks.read
+    blocks.read = lambda index: (reads.append(index), read(index))[1]
+    streamed = score(*models, samples, tmp_path / "streamed", **wanted)
+    for name in ("jsd", "dense_nll", "pruned_nll", "alone_nll", "rival_nll"):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(whole, name))
+    shards = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    assert shards == sorted(file.name for file in (tmp_path / "streamed").iterdir()) and len(shards) > 2
+    for name in shards:
+        one, other = (load_file(tmp_path / place / name) for place in ("whole", "streamed"))
+        assert all(np.array_equal(one[key], other[key], equal_nan=True) for key in one)
+    assert reads == list(range(len(blocks.blocks)))
+    monkeypatch.setattr(damage, "WALK_TOKENS", 1)
+    (tmp_path / "streamed" / shards[1]).unlink()
+    (tmp_path / "streamed" / shards[2]).unlink()
+    score(*models, samples, tmp_path / "streamed", **wanted)
+    assert reads == 3 * list(range(len(blocks.blocks))), "what is there is not done again; each shard is a pass"
 
 
 def test_padding_and_company_do_not_matter(dense: Any, pruned: Any, tmp_path: Path) -> None:

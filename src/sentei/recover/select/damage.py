@@ -7,7 +7,9 @@ was, and another selection or a distillation needs no model at all.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from torch import Tensor
 from sentei.data.batches import Batch, by_length, pad
 from sentei.data.chat import Sample
 from sentei.errors import InputError
+from sentei.families.streamed import streamed_blocks
 from sentei.files import atomic_file
-from sentei.inference.forward import evaluating, final_hidden, logits, score_targets
+from sentei.inference.forward import evaluating, logits, score_targets
+from sentei.inference.walk import Reading, check_walk, hidden_states
 from sentei.progress import Progress
 from sentei.recover.attention import short_attention
 from sentei.recover.select.pair import shared_tokens
@@ -28,9 +32,12 @@ from sentei.recover.select.scores import Scores, read_scores, shard_path
 
 TOP = 16  # tokens of the teacher that are kept at each position
 SHARD_TOKENS = 1 << 16
+# Of a streamed model so many are read in one go, each block once; more would be lost with a killed process.
+WALK_TOKENS = 1 << 18
 # Elements of a chunk of logits, 12 MB in fp32. Measured: smaller ones waste the product with the head, larger ones
 # leave the cache.
 CHUNK = 3 << 20
+Shard = tuple[int, list[list[int]]]  # its number, and its batches of rows
 _LOG_NOTHING = -1e4  # stands for log 0, which would make 0 · (−∞)
 
 
@@ -60,6 +67,9 @@ def score(
         vocab: predictions are taken over the first so many tokens; default: those that all models have.
         tokens: tokens per batch, padding included.
         progress: told about each batch, in tokens.
+
+    Raises:
+        InputError: predictions that are not numbers; of streamed models also too little memory or disk.
     """
     directory.mkdir(parents=True, exist_ok=True)
     wanted = [row for row, sample in enumerate(samples) if sample.response[1:].any()]
@@ -70,22 +80,29 @@ def score(
     vocab = shared_tokens(*models) if vocab is None else vocab
     with contextlib.ExitStack() as stack:
         for model in models:
+            check_walk(model, "scoring", progress)
             stack.enter_context(evaluating(model))
         stack.enter_context(short_attention(*models))
         bar = stack.enter_context(progress.stage("score", sum(lengths), "tokens"))
-        for number, shard in enumerate(_shards(batches, samples)):
-            path = shard_path(directory, number)
-            if not path.exists():
+        shards = list(enumerate(_shards(batches, samples)))
+        pending = [(number, shard) for number, shard in shards if not shard_path(directory, number).exists()]
+        bar.advance(sum(lengths) - sum(_tokens(shard, samples) for _, shard in pending))
+        asked = _Asked(samples, alone, strangers or {})
+        streamed = any(streamed_blocks(model) is not None for model in models)
+        for group in _together(pending, samples, WALK_TOKENS if streamed else 0):
+            read = [asked.batches(rows) for _, shard in group for rows in shard]
+            before = _states(dense, [batch for several in read for batch in several if batch is not None], progress)
+            after = repeat(None) if pruned is None else _states(pruned, [batch for batch, *_ in read], progress)
+            left = iter(read)
+            for number, shard in group:
                 parts = []
-                for rows in shard:
-                    part = _score_batch(dense, pruned, pad(samples, rows), top, vocab)
+                for batch, *others in islice(left, len(shard)):
+                    part = _score_batch(dense, pruned, batch, next(before), next(after), top, vocab)
                     _check(part, pruned is not None)
-                    parts.append(part | _elsewhere(dense, samples, rows, alone, strangers or {}))
-                    bar.advance(sum(len(samples[row].ids) for row in rows))
-                with atomic_file(path) as scratch:
+                    parts.append(part | _elsewhere(dense, batch, others, before))
+                    bar.advance(_tokens([batch.rows], samples))
+                with atomic_file(shard_path(directory, number)) as scratch:
                     save_file({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, scratch)
-            else:
-                bar.advance(sum(len(samples[row].ids) for rows in shard for row in rows))
     return read_scores(directory, len(samples))
 
 
@@ -105,6 +122,22 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (both / 2).clamp_min_(0)
 
 
+def _tokens(shard: Iterable[Sequence[int]], samples: Sequence[Sample]) -> int:
+    return sum(len(samples[row].ids) for rows in shard for row in rows)
+
+
+def _together(shards: list[Shard], samples: Sequence[Sample], tokens: int) -> Iterator[list[Shard]]:
+    """Shards that are read in one go: as many as hold `tokens`, one at least."""
+    group: list[Shard] = []
+    for shard in shards:
+        if group and sum(_tokens(rows, samples) for _, rows in (*group, shard)) > tokens:
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
+
+
 def _shards(batches: list[list[int]], samples: Sequence[Sample]) -> Iterator[list[list[int]]]:
     """Runs of batches of about SHARD_TOKENS tokens."""
     shard: list[list[int]] = []
@@ -119,22 +152,23 @@ def _shards(batches: list[list[int]], samples: Sequence[Sample]) -> Iterator[lis
         yield shard
 
 
-def _score_batch(dense: Any, pruned: Any | None, batch: Batch, top: int, vocab: int) -> dict[str, np.ndarray]:
-    """Means per row, and the teacher's likeliest tokens at each target."""
-    batch = batch.to(next(dense.parameters()).device)
-    states = [_states(model, batch) for model in (dense, pruned) if model is not None]
+def _score_batch(
+    dense: Any, pruned: Any | None, batch: Batch, before: Tensor, after: Tensor | None, top: int, vocab: int
+) -> dict[str, np.ndarray]:
+    """Means per row, and the teacher's likeliest tokens at each target, from the states of both models [N, D]."""
+    batch = batch.to(before.device)
     size = max(1, CHUNK // dense.get_output_embeddings().weight.shape[0])
     columns: dict[str, list[Tensor]] = {name: [] for name in ("jsd", "dense_nll", "pruned_nll", "top_ids", "top_logp")}
     for at, target in enumerate(batch.targets.split(size)):
         part = slice(at * size, (at + 1) * size)
-        log_p = logits(dense, states[0][part])[:, :vocab].log_softmax(1)
+        log_p = logits(dense, before[part])[:, :vocab].log_softmax(1)
         columns["dense_nll"].append(-log_p.gather(1, target[:, None])[:, 0])
         if top:
             best = log_p.topk(min(top, log_p.shape[1]), dim=1)
             columns["top_ids"].append(best.indices.int())
             columns["top_logp"].append(best.values.half())
-        if pruned is not None:
-            log_q = logits(pruned, states[1][part])[:, :vocab].log_softmax(1)
+        if after is not None:
+            log_q = logits(pruned, after[part])[:, :vocab].log_softmax(1)
             columns["pruned_nll"].append(-log_q.gather(1, target[:, None])[:, 0])
             columns["jsd"].append(_divergence(log_p, log_q))
     kept = {name: torch.cat(columns[name]).cpu().numpy() for name in ("top_ids", "top_logp") if top}
@@ -170,24 +204,42 @@ def _check(part: dict[str, np.ndarray], both: bool) -> None:
             )
 
 
-def _states(model: Any, batch: Batch) -> Tensor:
-    """Last hidden states at the positions before the targets [N, D]."""
-    device = next(model.parameters()).device
-    return final_hidden(model, batch.ids.to(device))[0].to(batch.ids.device)[batch.sources]
+def _states(model: Any, batches: Sequence[Batch], progress: Any) -> Iterator[Tensor]:
+    """Last hidden states at the positions before the targets [N, D], batch by batch."""
+    for batch, hidden in zip(batches, hidden_states(model, [Reading(b.ids) for b in batches], progress), strict=True):
+        yield hidden[batch.sources.to(hidden.device)]
+
+
+class _Asked:
+    """What is read of some rows."""
+
+    def __init__(self, samples: Sequence[Sample], alone: bool, strangers: Mapping[int, int]) -> None:
+        self.samples, self.alone, self.strangers = samples, alone, strangers
+
+    def batches(self, rows: Sequence[int]) -> tuple[Batch, Batch | None, Batch | None]:
+        """The rows; their responses after nothing; those of some after other prompts. None where that is not wanted."""
+        samples = self.samples
+        bare = [_after(samples[row].ids[:1], samples[row].ids[samples[row].response]) for row in rows if self.alone]
+        asked = {row: self.strangers[row] for row in rows if row in self.strangers}
+        swapped = [_swapped(samples[row], samples[stranger]) for row, stranger in asked.items()]
+        alone = pad(bare, range(len(bare))) if bare else None
+        return (
+            pad(samples, rows),
+            alone,
+            replace(pad(swapped, range(len(swapped))), rows=(*asked,)) if swapped else None,
+        )
 
 
 def _elsewhere(
-    dense: Any, samples: Sequence[Sample], rows: Sequence[int], alone: bool, strangers: Mapping[int, int]
+    dense: Any, batch: Batch, others: Sequence[Batch | None], states: Iterator[Tensor]
 ) -> dict[str, np.ndarray]:
     """What the dense model thinks of responses after nothing, and after other prompts; NaN where that is not wanted."""
-    found = {name: np.full(len(rows), np.nan, np.float32) for name in ("alone_nll", "rival_nll")}
-    if alone:
-        bare = [_after(samples[row].ids[:1], samples[row].ids[samples[row].response]) for row in rows]
-        found["alone_nll"] = _unlikely(dense, bare)
-    asked = [at for at, row in enumerate(rows) if row in strangers]
-    if asked:
-        swapped = [_swapped(samples[rows[at]], samples[strangers[rows[at]]]) for at in asked]
-        found["rival_nll"][asked] = _unlikely(dense, swapped)
+    found = {name: np.full(len(batch.rows), np.nan, np.float32) for name in ("alone_nll", "rival_nll")}
+    alone, rival = others
+    if alone is not None:
+        found["alone_nll"] = _unlikely(dense, alone, next(states))
+    if rival is not None:
+        found["rival_nll"][[batch.rows.index(row) for row in rival.rows]] = _unlikely(dense, rival, next(states))
     return found
 
 
@@ -207,8 +259,8 @@ def _after(before: np.ndarray, response: np.ndarray) -> Sample:
     return Sample(ids, np.arange(len(ids)) >= len(before), truncated=False)
 
 
-def _unlikely(dense: Any, samples: Sequence[Sample]) -> np.ndarray:
-    """Mean negative log-likelihood of each response, float32 [B]."""
-    batch = pad(samples, range(len(samples))).to(next(dense.parameters()).device)
-    likely, _ = score_targets(dense, _states(dense, batch), batch.targets)
+def _unlikely(dense: Any, batch: Batch, states: Tensor) -> np.ndarray:
+    """Mean negative log-likelihood of each response, float32 [B], from the states before its tokens."""
+    batch = batch.to(states.device)
+    likely, _ = score_targets(dense, states, batch.targets)
     return _means([-likely], batch)

@@ -14,13 +14,17 @@ from sentei.data.chat import Sample, encode, idle, owners, remarks
 from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.data.tokens import check_ids
 from sentei.errors import InputError
+from sentei.families.streamed import streamed_blocks
 from sentei.files import hash_json
+from sentei.inference.walk import check_walk
+from sentei.memory import check_memory
 from sentei.models.identity import hash_tokenizer
 from sentei.models.load import Loaded, context_length
 from sentei.outputs import check_output, work_dir
 from sentei.progress import Progress, shown
 from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, score
+from sentei.recover.select.embed import LIBRARIES, MODEL, embed, embedder_bytes
 from sentei.recover.select.filters import Evidence
 from sentei.recover.select.filters.contradiction import rivals, strangers
 from sentei.recover.select.filters.language import check_languages
@@ -88,12 +92,18 @@ def select(
         choice: `temperature`, `weights`, `minimum`, `ids`: see `choose`.
 
     Raises:
-        InputError: tokenizers that differ, an unreadable pool, a budget that the pool cannot fill.
+        InputError: tokenizers that differ, an unreadable pool, a budget that the pool cannot fill, too little memory
+            for streamed models.
     """
     out, progress = check_output(Path(out), overwrite=overwrite), shown(progress)
     amount, names = Amount.parse(budget), filter_names(find_strategy(strategy), filters, bool(target))
     same_tokens(dense, pruned)
     check_languages(languages)
+    for loaded in (dense, pruned):
+        if (blocks := streamed_blocks(loaded.model)) is not None:
+            needed = LIBRARIES + embedder_bytes(embedder or MODEL)
+            check_memory(blocks.memory, needed, "embedding the pool", "choose a smaller --embedder")
+            check_walk(loaded.model, f"scoring with {loaded.name}", progress, beside=LIBRARIES)
     pool = pool if isinstance(pool, Pool) else read_pool(pool, strict=strict)
     progress.say(f"pool: {len(pool.rows):,} rows of {pool.source}, read as {pool.format}")
     notes = doubts(dense, pruned)
@@ -231,8 +241,6 @@ def reselect(
 def _embedded(
     texts: Sequence[str], embedder: str | None, progress: Progress, device: torch.device
 ) -> NDArray[np.float32]:
-    from sentei.recover.select.embed import MODEL, embed
-
     return embed(list(texts), model=embedder or MODEL, device=device, progress=progress)
 
 
