@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,28 @@ def is_full(error: BaseException) -> bool:
     """Whether an error of any library says that the disk is full."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return full or "No space left on device" in str(error)
+
+
+def check_space(path: Path, needed: int, what: str) -> None:
+    """Refuses an output that the disk does not hold, before any work.
+
+    Args:
+        path: where it will be.
+        needed: bytes of its files and of what lies beside it meanwhile.
+        what: makes it.
+
+    Raises:
+        InputError: less is free.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(
+            f"{what} writes about {needed / 1e9:.2f} GB, the disk of {place} has {free / 1e9:.2f} GB free; "
+            "free space or choose another --out"
+        )
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -44,6 +45,30 @@ def test_from_measure_to_cut(
     cut = sentei("cut", stories_dir, *args, "--out", tmp_path / "pruned", "--format", "json")
     assert cut.code == 0 and cut.json()["block_params"] == pytest.approx(227_200 * 0.8, rel=0.005)
     assert (tmp_path / "pruned" / "model.safetensors").is_file()
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(
+    sentei: Callable[..., Result],
+    stories_dir: Path,
+    profile: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert sentei("plan", profile, "--method", "random", "--sparsity", 0.2, "--out", plan).code == 0
+    (pool := tmp_path / "pool.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 2)
+    monkeypatch.setattr("sentei.files.shutil.disk_usage", lambda place: SimpleNamespace(free=10_000))
+    said = ("writes about 0.00 GB, the disk of", "has 0.00 GB free; free space or choose another --out")
+    for verb in (
+        ("cut", stories_dir, "--plan", plan, "--data", text),
+        ("cut", stories_dir, "--plan", plan, "--data", text, "--memory", "64GB"),
+        ("tune", stories_dir, "--data", pool),
+        ("export", stories_dir, "--to", "hf"),
+    ):
+        result = sentei(*verb, "--out", tmp_path / "new" / "out")
+        refused(result, *said, verb[0])
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_plan_for_another_model_is_refused(

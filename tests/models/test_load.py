@@ -188,6 +188,40 @@ def test_missing_shard(tmp_path):
     assert gone.name in refused(tmp_path)
 
 
+@pytest.fixture(params=[False, True])
+def sharded(request, tmp_path):
+    """A model of several shards, and whether it is read block by block."""
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="30KB")
+    return tmp_path, {"streamed": request.param}
+
+
+def test_an_index_that_names_a_tensor_which_its_file_does_not_hold(sharded):
+    directory, how = sharded
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    names = sorted(set(index["weight_map"].values()))
+    tensor = next(name for name, file in index["weight_map"].items() if file == names[1])
+    index["weight_map"] |= {tensor: names[0], "model.layers.0.self_attn.rotary_emb.inv_freq": names[0]}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert f"index.json says that {names[0]} holds {tensor}, which it does not; fetch" in refused(directory, **how)
+
+
+def test_a_shard_that_is_truncated_or_missing(sharded):
+    directory, how = sharded
+    last = sorted(directory.glob("*.safetensors"))[-1]
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    assert f"{last.name} is truncated or corrupt" in refused(directory, **how)
+    last.unlink()
+    assert f"missing are {last.name}; fetch them again" in refused(directory, **how)
+
+
+def test_what_is_wrong_with_the_last_block_of_a_streamed_model_is_seen_before_the_first_is_read(saved):
+    name = "model__layers__3__mlp__up_proj__weight"
+    for value, said in ((torch.zeros(39, 42), "has shape [39, 42], expected"), (None, "1 of 39 tensors are missing")):
+        edit_weights(saved, **{name: value})
+        assert said in refused(saved, streamed=True)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_inf_are_named(saved, value):
     bad = torch.ones(42)
@@ -219,12 +253,12 @@ def test_unexpected_tensor(saved):
 
 def test_quantised_weights(saved):
     edit_weights(saved, model__norm__weight=torch.zeros(42, dtype=torch.int8))
-    assert "model.norm.weight is torch.int8: quantised" in refused(saved)
+    assert "model.norm.weight is I8: quantised" in refused(saved)
     edit_config(saved, quantization_config={"quant_method": "gptq"})
     assert "holds quantised weights" in refused(saved)
     edit_config(saved, quantization_config=None)
     edit_weights(saved, model__norm__weight=torch.ones(42).to(torch.float8_e4m3fn))
-    assert "model.norm.weight is torch.float8_e4m3fn: quantised" in refused(saved)
+    assert "model.norm.weight is F8_E4M3: quantised" in refused(saved)
 
 
 def test_a_head_that_should_be_tied_but_differs(saved):

@@ -44,6 +44,7 @@ def cut_command(
 ) -> None:
     """Remove what the plan removes and fit what stays; writes a directory that plain transformers loads."""
     from sentei.data.calibration import read_calibration
+    from sentei.files import check_space
     from sentei.memory import parse_bytes
     from sentei.outputs import claimed
     from sentei.plan import Plan
@@ -58,6 +59,8 @@ def cut_command(
     from sentei.prune.cut import cut
 
     loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, memory=limit)
+    blocks = 0 if limit is None else wanted.shape().block_params() * loaded.model.dtype.itemsize  # while they are cut
+    check_space(out, wanted.shape().params() * wanted.dense.itemsize + blocks, "cut")
     with claimed(out) as beside:
         work = beside / "blocks"
         small = cut(

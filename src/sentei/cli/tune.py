@@ -84,6 +84,7 @@ def tune_command(
         "strict": strict,
         "seed": seed,
     }
+    from sentei.files import check_space
     from sentei.fingerprint import fingerprint
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
@@ -95,6 +96,7 @@ def tune_command(
     source = read_source(data, strict=strict)
     others = read_texts_named(other_text)[1] if other_text else []
     small = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
+    check_space(out, sum(p.numel() for p in small.model.parameters()) * small.model.dtype.itemsize, "tune")
     large = None
     if teacher is not None and loss != "sft":
         large = load(teacher, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)

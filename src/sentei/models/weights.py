@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ from sentei.memory import check_memory
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_FLOATS = ("F64", "F32", "F16", "BF16")  # FP8 is not among them: its scales are elsewhere
 _BLOCK = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor is: its file, and its name there."""
+    """A tensor in a file, its name there, its shape, and its dtype as safetensors calls it, by the file's header."""
 
     file: Path
     name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -63,7 +66,19 @@ def _indexed(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise InputError(f"{index} lists {len(names)} files, missing are {', '.join(missing[:5])}; fetch them again")
+    for name in names:
+        with opened(index.parent / name) as handle:
+            there = set(handle.keys())
+        lost = [tensor for tensor, file in found.items() if file == name and tensor not in there and not _old(tensor)]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise InputError(f"{index} says that {name} holds {lost[0]}{more}, which it does not; fetch both again")
     return [index.parent / name for name in names]
+
+
+def _old(name: str) -> bool:
+    """Whether it is a buffer that old checkpoints hold, and that is computed."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def stored_tensors(files: list[Path]) -> dict[str, Stored]:
@@ -77,12 +92,13 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
         with opened(file) as handle:
             for stored in handle.keys():  # noqa: SIM118 (no mapping)
                 name = _unwrapped(stored)
-                if name.endswith("rotary_emb.inv_freq"):  # old checkpoints hold this buffer; it is computed
+                if _old(name):
                     continue
                 if name in found:
                     twice = f"{found[name].name} of {found[name].file.name} and {stored} of {file.name}"
                     raise InputError(f"{file.parent}: {twice} are the same tensor; remove the one that is out of date")
-                found[name] = Stored(file, stored)
+                header = handle.get_slice(stored)
+                found[name] = Stored(file, stored, tuple(header.get_shape()), header.get_dtype())
     return found
 
 
@@ -163,10 +179,11 @@ def read_weights(
             point, or has NaN or Inf; a head that should be tied differs from the embedding.
     """
     expected = model.state_dict()
-    named = {known if known in expected else f"model.{known}": place for known, place in stored.items()}
+    named = _named(stored, expected)
     if wanted is not None:
         expected = {name: value for name, value in expected.items() if wanted(name)}
         named = {name: place for name, place in named.items() if wanted(name)}
+    _check(named, expected, tied)
     found: dict[str, Tensor] = {}
     files = list(dict.fromkeys(place.file for place in named.values()))
     for file in files:
@@ -174,7 +191,6 @@ def read_weights(
             for name, place in named.items():
                 if place.file == file:
                     tensor = handle.get_tensor(place.name)
-                    _check(tensor, expected.get(name), f"{file}: tensor {place.name}")
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
                     found[name] = tensor.to(device=device, dtype=kind, copy=wanted is not None)
                     _check_finite(found[name], f"{file}: tensor {place.name}")
@@ -187,17 +203,6 @@ def read_weights(
                 f"{files[0].parent}: lm_head.weight differs from the embedding although config.json says "
                 "tie_word_embeddings; set that to false"
             )
-    missing = sorted(expected.keys() - found.keys())
-    if missing == [_HEAD]:
-        raise InputError(
-            f"{files[0].parent} has no lm_head.weight, and config.json does not say that the head is the embedding; "
-            "if it is, set tie_word_embeddings to true"
-        )
-    if missing:
-        raise InputError(
-            f"{files[0].parent}: {len(missing)} of {len(expected)} tensors are missing, first {missing[0]}; "
-            "config.json and weights do not belong together, or a file is not complete"
-        )
     return found
 
 
@@ -225,6 +230,7 @@ def stream_weights(
     Raises:
         InputError: see `read_weights`; too little memory.
     """
+    _check(_named(stored, model.state_dict()), model.state_dict(), tied)  # all blocks, before any work
     outer = {name: value for name, value in model.state_dict().items() if not _BLOCK.match(name)}
     numbers = sum(value.numel() for name, value in outer.items() if not (tied and name == _HEAD))
     check_memory(
@@ -248,17 +254,41 @@ def stream_weights(
     stream(model, StreamedBlocks(blocks, read, device=device, memory=memory))
 
 
-def _check(tensor: Tensor, expected: Tensor | None, where: str) -> None:
-    if ".lora_" in where or ".base_layer." in where:
-        raise InputError(f"{where} is part of a LoRA adapter; merge it first (peft: merge_and_unload) and save that")
-    if expected is None:
-        raise InputError(f"{where} is not part of this architecture; config.json and weights do not belong together")
-    if tensor.shape != expected.shape:
-        raise InputError(f"{where} has shape {list(tensor.shape)}, expected {list(expected.shape)} from config.json")
-    if tensor.is_floating_point() != expected.is_floating_point() or (
-        tensor.is_floating_point() and tensor.itemsize == 1  # FP8, whose scales are elsewhere
-    ):
-        raise InputError(f"{where} is {tensor.dtype}: quantised weights cannot be pruned; use the unquantised model")
+def _named(stored: dict[str, Stored], expected: Mapping[str, Tensor]) -> dict[str, Stored]:
+    """Tensors by the model's names."""
+    return {known if known in expected else f"model.{known}": place for known, place in stored.items()}
+
+
+def _check(named: dict[str, Stored], expected: Mapping[str, Tensor], tied: bool) -> None:
+    """Refuses what `expected` does not want and what it lacks, by the headers of the files."""
+    for name, place in named.items():
+        where, wanted = f"{place.file}: tensor {place.name}", expected.get(name)
+        if ".lora_" in where or ".base_layer." in where:
+            raise InputError(
+                f"{where} is part of a LoRA adapter; merge it first (peft: merge_and_unload) and save that"
+            )
+        if wanted is None:
+            raise InputError(
+                f"{where} is not part of this architecture; config.json and weights do not belong together"
+            )
+        if place.shape != wanted.shape:
+            raise InputError(f"{where} has shape {list(place.shape)}, expected {list(wanted.shape)} from config.json")
+        if (place.dtype in _FLOATS) != wanted.is_floating_point():
+            raise InputError(f"{where} is {place.dtype}: quantised weights cannot be pruned; use the unquantised model")
+    one_of_two = {_HEAD, _EMBEDDING} if tied else set()  # names for one tensor, of which either may be stored
+    missing = sorted(expected.keys() - named.keys() - (one_of_two if one_of_two & named.keys() else set()))
+    if not missing:
+        return
+    directory = next(iter(named.values())).file.parent if named else "the model"
+    if missing == [_HEAD]:
+        raise InputError(
+            f"{directory} has no lm_head.weight, and config.json does not say that the head is the embedding; "
+            "if it is, set tie_word_embeddings to true"
+        )
+    raise InputError(
+        f"{directory}: {len(missing)} of {len(expected)} tensors are missing, first {missing[0]}; "
+        "config.json and weights do not belong together, or a file is not complete"
+    )
 
 
 def _check_finite(tensor: Tensor, where: str) -> None:

@@ -32,6 +32,11 @@ class Options:
         names = {torch_name: name for name, torch_name in FLOATS.items()}
         return names[str(model.dtype).removeprefix("torch.")] if self.dtype == "auto" else self.dtype
 
+    def bytes_of(self, model: Any) -> int:
+        """What the weights take on the disk, about: padding is not counted, and a quantised format as eight bits."""
+        width = {"F32": 4, "F16": 2, "BF16": 2}.get(self.dtype_of(model), 1)
+        return width * sum(int(p.numel()) for p in model.parameters())
+
 
 @dataclass(frozen=True)
 class Route:

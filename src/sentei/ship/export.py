@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei.errors import InputError, QualityError
-from sentei.files import write_json, write_text
+from sentei.files import check_space, write_json, write_text
 from sentei.outputs import atomic_dir, atomic_output, check_output, claimed, replaceable
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
@@ -68,6 +68,7 @@ def export(
         loaded = load_for(model, dtype)
         if reason := route.refuse(loaded):
             raise InputError(f"{loaded.name} cannot be exported to {to}: {reason}")
+        check_space(path, wanted.bytes_of(loaded.model), f"export to {to}")
         facts = _write(route, loaded, path, wanted, overwrite)
         if check:
             _quick_parity(loaded, path, facts, texts, shown(progress))
