@@ -16,10 +16,10 @@ from sentei.measure.profile import Profile
 from sentei.memory import parse_bytes
 from sentei.models.load import load
 from sentei.models.save import save
-from sentei.plan import Budget
+from sentei.plan import BlockPlan, Budget
 from sentei.prune.cut import cut
 from sentei.prune.planning import plan
-from tiny import tiny_model
+from tiny import make_plan, tiny_model
 
 
 @pytest.fixture(params=FAMILIES)
@@ -60,6 +60,20 @@ def test_profile_and_cut_are_the_same(directory: Path, ids: torch.Tensor, tmp_pa
     reloaded = load(tmp_path / "cutTrue", dtype="float32").model
     with torch.no_grad():
         assert torch.equal(reloaded(ids).logits, load(tmp_path / "cutFalse", dtype="float32").model(ids).logits)
+
+
+def test_a_cut_that_becomes_a_stock_class_has_its_last_block(tmp_path: Path, ids: torch.Tensor) -> None:
+    save(tiny_model(), tmp_path / "dense")
+    for streamed in (False, True):
+        model = load(tmp_path / "dense", dtype="float32", streamed=streamed)
+        one_size = BlockPlan(kv_groups=[0, 2], query_heads=[[0, 1]] * 2, ffn=list(range(3, 35)))
+        decided = make_plan(model.model, [one_size] * 4).model_copy(update={"model": model.digest})
+        small = cut(model, decided, ids, work=tmp_path / "work")
+        save(small, tmp_path / f"cut{streamed}", plan=decided)
+    one, other = (load(tmp_path / f"cut{streamed}", dtype="float32").model for streamed in (False, True))
+    assert one.config.model_type == other.config.model_type == "mistral"
+    for (name, value), twin in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, twin), name
 
 
 def load_named(file: Path) -> dict[str, torch.Tensor]:

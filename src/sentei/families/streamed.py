@@ -47,7 +47,7 @@ class StreamedBlocks:
             device: where the block in memory is.
             memory: see above.
         """
-        self.blocks, self.read, self.write, self.start, self.device = blocks, read, write, start, device
+        self.blocks, self._read, self.write, self.start, self.device = blocks, read, write, start, device
         self.memory = memory
         self.current: int | None = None
         self._only: int | None = None  # see `only`
@@ -57,6 +57,12 @@ class StreamedBlocks:
     def _reached(self, index: int) -> None:
         if self._only in (None, index):
             self.enter(index)
+
+    def read(self, index: int) -> State | None:
+        """The tensors of a block as they are kept; None for one that was never written."""
+        if index == self.current:
+            self.leave()  # what was done to it is not kept yet
+        return self._read(index)
 
     def enter(self, index: int) -> None:
         """Brings a block into memory, and puts away the one that was there."""
