@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sentei.cli.app import Field, Format, FormatOption, Model, Overwrite, print_json, print_table
+from sentei.cli.app import Field, Format, FormatOption, Memory, Model, Overwrite, print_json, print_table
 from sentei.errors import for_shell
 
 
@@ -20,9 +20,13 @@ def export_command(
         str, typer.Option(help="Of the weights: auto (as declared), F32, F16, BF16, or what the route knows.")
     ] = "auto",
     option: Annotated[list[str] | None, typer.Option(help="What only one route knows.", metavar="NAME=VALUE")] = None,
-    parity: Annotated[bool, typer.Option(help="Check it at once in an installed engine that reads it.")] = True,
+    parity: Annotated[
+        bool | None,
+        typer.Option(help="Check it at once in an installed engine.", show_default="yes, without --memory"),
+    ] = None,
     text: Annotated[str | None, typer.Option(help="Text for that check; default: demo.", metavar="F")] = None,
     field: Field = None,
+    memory: Memory = None,
     overwrite: Overwrite = False,
     format: FormatOption = Format.text,
 ) -> None:
@@ -40,6 +44,7 @@ def export_command(
     if to is None or out is None:
         raise InputError("sentei export needs --to ROUTE and --out PATH; --list says which routes this model can take")
     from sentei.data.text import read_texts
+    from sentei.memory import parse_bytes
     from sentei.progress import TerminalProgress
 
     texts = None if text is None else read_texts(text, field=field)
@@ -51,6 +56,7 @@ def export_command(
         options=dict(_pair(given) for given in option or []),
         check=parity,
         texts=texts,
+        memory=None if memory is None else parse_bytes(memory),
         overwrite=overwrite,
         progress=TerminalProgress(),
     )

@@ -62,7 +62,9 @@ def save(
             if (blocks := streamed_blocks(saved)) is None:
                 saved.save_pretrained(scratch, state_dict=_as_stored(saved, saved.state_dict(keep_vars=True)))
             else:
-                save_streamed(saved, blocks, scratch, lambda state: _as_stored(saved, state))
+                save_streamed(
+                    saved, blocks, scratch, _kind(saved), lambda name, value: _as_stored(saved, {name: value})[name]
+                )
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         _mend_config(scratch, type(saved).__name__, plan, bundled=stock is None)
@@ -77,6 +79,12 @@ def save(
     return Path(directory)
 
 
+def _kind(model: PreTrainedModel) -> torch.dtype:
+    """The dtype of the checkpoint that a model came from; its own where that is not known."""
+    declared = getattr(torch, str(getattr(model.config, "sentei_dtype", None)), None)
+    return declared if isinstance(declared, torch.dtype) and declared.is_floating_point else model.dtype
+
+
 def _as_stored(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a model on the CPU in the checkpoint's dtype, whatever they were computed in.
 
@@ -87,8 +95,7 @@ def _as_stored(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Te
     Raises:
         SenteiError: values that the checkpoint's dtype does not reach.
     """
-    declared = getattr(torch, str(getattr(model.config, "sentei_dtype", None)), None)
-    kind = declared if isinstance(declared, torch.dtype) and declared.is_floating_point else model.dtype
+    kind = _kind(model)
     cast: dict[int, Tensor] = {}
     for name, value in state.items():
         if id(value) not in cast:

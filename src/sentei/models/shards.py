@@ -1,16 +1,21 @@
-"""Writing a streamed model: a shard per block, the rest in one, an index last; one block in memory at a time."""
+"""Writing a streamed model: a shard per block, the rest in one, an index last.
+
+One block is in memory at a time, and one tensor of what is cast.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
 from sentei.families.streamed import StreamedBlocks
 from sentei.files import write_json
+from sentei.models.writing import Lazy, write_safetensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +25,11 @@ State = dict[str, Tensor]
 
 
 def save_streamed(
-    model: PreTrainedModel, blocks: StreamedBlocks, directory: Path, as_stored: Callable[[State], State]
+    model: PreTrainedModel,
+    blocks: StreamedBlocks,
+    directory: Path,
+    kind: torch.dtype,
+    as_stored: Callable[[str, Tensor], Tensor],
 ) -> None:
     """Writes config, generation config and weights as `save_pretrained` does.
 
@@ -28,7 +37,8 @@ def save_streamed(
         model: streamed.
         blocks: of it.
         directory: is there.
-        as_stored: turns weights into the dtype that they are kept in.
+        kind: that floating-point weights are kept in.
+        as_stored: turns a named weight into that.
     """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
@@ -39,10 +49,11 @@ def save_streamed(
     total = 0
     for number in range(shards):
         name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        state = as_stored(_outside(model) if number == 0 else _block(blocks, number - 1))
-        save_file({key: value.contiguous() for key, value in state.items()}, directory / name, {"format": "pt"})
+        state = _outside(model) if number == 0 else _block(blocks, number - 1)
+        tensors = {key: Lazy(tuple(value.shape), partial(as_stored, key, value)) for key, value in state.items()}
+        kinds = {key: kind if value.is_floating_point() else value.dtype for key, value in state.items()}
+        total += write_safetensors(directory / name, tensors, kinds)
         where.update(dict.fromkeys(state, name))
-        total += sum(value.nbytes for value in state.values())
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 

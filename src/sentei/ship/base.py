@@ -58,6 +58,8 @@ class Route:
         reach: for a model that the route holds, engines among `engines` that cannot read it all the same, and why.
         sizes: values of a budget's `target_engine` whose plans fit without padding; empty: all do.
         serve: per engine, the command that serves the export; `{path}` stands for it.
+        holds: bytes per parameter that writing takes beside the model, which must be in memory; 0: it is written block
+            by block, and may be streamed.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Route:
     reach: Callable[[Loaded], Mapping[str, str]] = lambda loaded: {}
     sizes: tuple[str, ...] = ()
     serve: Mapping[str, str] = field(default_factory=dict)
+    holds: float = 0.0
 
     def check(self, options: Options) -> None:
         """Refuses options that this route does not know, or that it cannot have here.

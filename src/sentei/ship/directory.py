@@ -13,9 +13,9 @@ import torch
 from sentei.files import write_json, write_text
 from sentei.models.card import model_card
 from sentei.models.save import copy_legal, spell_rope_twice
+from sentei.models.writing import Lazy, write_safetensors
 from sentei.plan import Plan
 from sentei.ship.base import FLOATS
-from sentei.ship.tensors import Lazy, write_safetensors
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
@@ -27,13 +27,18 @@ def plan_of(model: Any) -> Plan | None:
     return Plan.load(path) if path.is_file() and (path.parent / "config.json").is_file() else None
 
 
-def in_dtype(model: Any, dtype: str) -> Any:
-    """The model with weights of `dtype` ("F32", …), which its config declares too; shares what it can."""
-    kind = getattr(torch, FLOATS[dtype])
-    new = copy.copy(model) if model.dtype == kind else copy.deepcopy(model).to(kind)
+def declaring(model: Any, dtype: str) -> Any:
+    """The same model, whose config declares `dtype` ("F32", …): that is what `save` stores."""
+    new = copy.copy(model)
     new.config = copy.deepcopy(model.config)
     new.config.sentei_dtype = FLOATS[dtype]
     return new
+
+
+def in_dtype(model: Any, dtype: str) -> Any:
+    """The model with weights of `dtype` ("F32", …), which its config declares too; shares what it can."""
+    kind = getattr(torch, FLOATS[dtype])
+    return declaring(model if model.dtype == kind else copy.deepcopy(model).to(kind), dtype)
 
 
 def padding_bytes(model: Any, written: int, dtype: str) -> int:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei.errors import InputError, QualityError
+from sentei.families.streamed import streamed_blocks
 from sentei.files import check_space, write_json, write_text
+from sentei.memory import check_memory, held
 from sentei.outputs import atomic_dir, atomic_output, check_output, claimed, replaceable
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _LOAD = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}  # what is quantised further is loaded as declared
 _EXACT = {("float32", "F32"), ("bfloat16", "F32"), ("float16", "F32"), ("bfloat16", "BF16"), ("float16", "F16")}
+_GRAPH_LIBRARIES = 200 << 20  # bytes of code that writes graphs
 _LENGTHS, _TOKENS = (16, 128), 144  # parity after an export; `sentei parity` reads more
 
 
@@ -33,8 +36,9 @@ def export(
     *,
     dtype: str = "auto",
     options: Mapping[str, str] | None = None,
-    check: bool = True,
+    check: bool | None = None,
     texts: Sequence[str] | None = None,
+    memory: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -46,8 +50,10 @@ def export(
         out: a directory, or a file where the route writes one.
         dtype: "auto" (what config.json declares), "F32", "F16", "BF16" or what else the route knows.
         options: what only this route knows, by name.
-        check: run a quick parity check where an engine that reads the export is installed.
+        check: run a quick parity check where an engine that reads the export is installed; default: without `memory`,
+            as it holds the model twice.
         texts: for that check; default: the demo text.
+        memory: bytes that the process may hold: the model is read and written block by block, where the route can.
         overwrite: replace what is there.
         progress: told about the parity check.
 
@@ -55,23 +61,29 @@ def export(
         What is in export.json.
 
     Raises:
-        InputError: the route cannot hold this model (why, and what can be done), an unknown name, or no place to write.
+        InputError: the route cannot hold this model (why, and what can be done), an unknown name, no place to write, or
+            too little memory or disk.
         QualityError: the export was written, and the engine gives other log-probabilities than the model.
     """
     route, path, wanted = ROUTES[to], Path(out), Options(dtype, dict(options or {}))
     route.check(wanted)
+    if check and memory is not None:
+        raise InputError(
+            "a parity check holds the model twice, whatever --memory says; export first, then sentei parity"
+        )
     if route.suffix and path.suffix != route.suffix:
         raise InputError(f"{to} writes one file; got --out {path}, expected a name that ends in {route.suffix}")
     read = model if isinstance(model, str | Path) else model.model.name_or_path
     check_output(path, inputs=[read], overwrite=overwrite, ours=_is_export if route.suffix else replaceable)
     with claimed(path):
-        loaded = load_for(model, dtype)
+        progress = shown(progress)
+        loaded = _load_within(model, route, dtype, memory, progress)
         if reason := route.refuse(loaded):
             raise InputError(f"{loaded.name} cannot be exported to {to}: {reason}")
         check_space(path, wanted.bytes_of(loaded.model), f"export to {to}")
         facts = _write(route, loaded, path, wanted, overwrite)
-        if check:
-            _quick_parity(loaded, path, facts, texts, shown(progress))
+        if check or (check is None and streamed_blocks(loaded.model) is None and memory is None):
+            _quick_parity(loaded, path, facts, texts, progress)
     return facts
 
 
@@ -80,13 +92,38 @@ def _is_export(path: Path) -> None:
     read_facts(path)
 
 
-def load_for(model: Loaded | str | Path, dtype: str = "auto") -> Loaded:
+def _load_within(
+    model: Loaded | str | Path, route: Route, dtype: str, memory: int | None, progress: Progress
+) -> Loaded:
+    """The model to export; with a limit it is streamed, where the route writes block by block."""
+    loaded = load_for(model, dtype, memory)
+    if (blocks := streamed_blocks(loaded.model)) is None:
+        return loaded
+    size = loaded.model.dtype.itemsize
+    if not route.holds:
+        # a block, its file, which is mapped while it is read, and one matrix as it is grown and cast
+        block = max(sum(p.numel() for p in block.parameters()) for block in blocks.blocks)
+        needed = 2 * block * size + 3 * 4 * max(p.numel() for p in loaded.model.parameters())
+        progress.say(f"  export: {(held() + needed) / 1e9:.2f} GB of memory, one block at a time")
+        check_memory(memory, needed, f"export to {route.name}", "allow more")
+        return loaded
+    params = sum(p.numel() for p in loaded.model.parameters())
+    needed = int(params * (2 * size + route.holds)) + _GRAPH_LIBRARIES
+    whole = f"{route.name} holds the whole model"
+    progress.say(f"  export: {(held() + needed) / 1e9:.2f} GB of memory, as {whole}")
+    if not isinstance(model, (str, Path)):
+        raise InputError(f"{whole}, which is not in memory; load it without `memory`")
+    check_memory(memory, needed, f"export to {route.name}", f"{whole}; allow more, or use --to hf or --to gguf")
+    return load_for(model, dtype)
+
+
+def load_for(model: Loaded | str | Path, dtype: str = "auto", memory: int | None = None) -> Loaded:
     """The model to export, on the CPU, in a dtype that loses nothing that the export keeps."""
     from sentei.families.surgery import on_cpu
     from sentei.models.load import as_loaded, load
 
     if isinstance(model, (str, Path)):
-        return load(model, dtype=_LOAD.get(dtype, "stored"), device="cpu")
+        return load(model, dtype=_LOAD.get(dtype, "stored"), device="cpu", memory=memory)
     loaded = as_loaded(model)
     return loaded if loaded.model.device.type == "cpu" else replace(loaded, model=on_cpu(loaded.model))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,12 +63,16 @@ def entries(model: Any, family: Family, shape: ModelShape, layout: Layout) -> It
         plain = rope["rope_theta"] ** -(torch.arange(0, shape.head_dim, 2).to(inv_freq) / shape.head_dim)
         yield _plain("rope_freqs.weight", plain / inv_freq)  # llama.cpp divides the plain frequencies by these
     for number, block in enumerate(layout.blocks):
-        source = family.block(model, block.index)
-        for entry in (
-            *_attention(family, source, shape, layout, block),
-            *_ffn(family, source, shape, block),
-        ):
-            yield Entry(f"blk.{number}.{entry.name}", entry.shape, entry.make, entry.real)
+
+        def of_block(source: Any, block: BlockLayout = block) -> list[Entry]:
+            return [*_attention(family, source, shape, layout, block), *_ffn(family, source, shape, block)]
+
+        def make(at: int, index: int = block.index, of_block: Callable[[Any], list[Entry]] = of_block) -> Tensor:
+            return of_block(family.block(model, index))[at].make()
+
+        # Names and sizes are those of a block that may not be in memory; it is asked for when it is written.
+        for at, entry in enumerate(of_block(family.blocks(model)[block.index])):
+            yield Entry(f"blk.{number}.{entry.name}", entry.shape, partial(make, at), entry.real)
 
 
 def encode(entry: Entry, kind: GGMLQuantizationType) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentei.models.save import save
 from sentei.ship.base import Options, Route
-from sentei.ship.directory import in_dtype, plan_of
+from sentei.ship.directory import declaring, plan_of
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     """Saves the model as `sentei cut` does, in the wanted dtype."""
     dtype = options.dtype_of(loaded.model)
-    model = in_dtype(loaded.model, dtype)
+    model = declaring(loaded.model, dtype)
     save(model, path, tokenizer=loaded.tokenizer, plan=plan_of(loaded.model))
     return {"dtype": dtype, "padding_bytes": 0}
 

@@ -48,4 +48,5 @@ ROUTE = Route(
     ready=lambda options: needs("openvino", *([] if options.dtype in ("auto", *FLOATS) else ["nncf"])),
     write=write,
     dtypes=("F32", "F16", "BF16", "INT8"),
+    holds=5.5,  # measured: INT8
 )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,10 +10,9 @@ from torch import Tensor
 
 from sentei.families import family_of
 from sentei.families.modeling_sentei import LowRankLinear
+from sentei.models.writing import Lazy
 from sentei.plan import BlockShape, ModelShape
 
-Lazy = Callable[[], Tensor]  # a tensor that is made when it is written, so that no second model is in memory
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _QUERIES, _KEYS, _CHANNELS = "queries", "keys", "channels"
 # What the rows (0) or columns (1) of a matrix stand for.
 _AXES = {
@@ -60,6 +57,8 @@ def _grown(
     axis, kind = _AXES.get(parts[-2], (0, ""))
 
     def make() -> Tensor:
+        if number is not None:
+            family_of(model.config).block(model, kept[number])  # in memory, where the model is streamed
         source = _find(model, ".".join(parts[:-1]), parts[-1])
         if source is None:  # a norm without its part may be anything, a bias or matrix must be nothing
             new = torch.ones if parts[-2].endswith("norm") else torch.zeros
@@ -70,7 +69,7 @@ def _grown(
         old = _axis_sizes(shape.blocks[kept[number]], shape.head_dim)[kind]
         return _embed(source, axis, old, _axis_sizes(blocks[number], shape.head_dim)[kind])
 
-    return make
+    return Lazy(size, make)
 
 
 def _find(model: Any, path: str, kind: str) -> Tensor | None:
@@ -109,25 +108,3 @@ def _embed(tensor: Tensor, axis: int, old: tuple[int, ...], new: tuple[int, ...]
     corner = (*(slice(n) for n in before), *(slice(n) for n in old))
     grown[corner] = tensor.view(*before, *old, *after)
     return grown.view(*before, -1, *after)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype) -> int:
-    """Writes a safetensors file with one tensor in memory at a time; gives the bytes of all tensors.
-
-    The format: the length of the header (8 bytes, little endian), the header (JSON: dtype, shape and offsets of each
-    tensor), then the tensors one after the other.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, make in tensors.items():
-        shape = list(make().shape)
-        start, end = end, end + dtype.itemsize * int(torch.Size(shape).numel())
-        header[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for make in tensors.values():
-            value = make().to("cpu", dtype).contiguous()
-            file.write(value.flatten().view(torch.uint8).numpy().data)
-    return end

@@ -9,7 +9,7 @@ from sentei.families import family_of
 from sentei.families.stock import as_stock
 from sentei.models.save import save
 from sentei.ship.base import Options, Route
-from sentei.ship.directory import in_dtype, plan_of
+from sentei.ship.directory import declaring, plan_of
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
@@ -68,7 +68,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     """Saves the stock class; head-pruned Llama as Mistral."""
     dtype = options.dtype_of(loaded.model)
     stock = _stock(loaded)
-    save(in_dtype(stock, dtype), path, tokenizer=loaded.tokenizer, plan=plan_of(loaded.model))
+    save(declaring(stock, dtype), path, tokenizer=loaded.tokenizer, plan=plan_of(loaded.model))
     return {"dtype": dtype, "padding_bytes": 0, "arch": type(stock).__name__}
 
 
