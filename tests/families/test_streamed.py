@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sentei.data.windows import Windows
 from sentei.errors import InputError
 from sentei.families import FAMILIES, family_of
 from sentei.measure import measure
@@ -17,8 +18,9 @@ from sentei.memory import parse_bytes
 from sentei.models.load import load
 from sentei.models.save import save
 from sentei.plan import BlockPlan, Budget
-from sentei.prune.cut import cut
+from sentei.prune.cut import _memory_needed, cut
 from sentei.prune.planning import plan
+from sentei.prune.refine import refine_bytes
 from tiny import make_plan, tiny_model
 
 
@@ -74,6 +76,30 @@ def test_a_cut_that_becomes_a_stock_class_has_its_last_block(tmp_path: Path, ids
     assert one.config.model_type == other.config.model_type == "mistral"
     for (name, value), twin in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(value, twin), name
+
+
+def test_blocks_are_refined_the_same(ids: torch.Tensor, tmp_path: Path) -> None:
+    directory = save(tiny_model(), tmp_path / "dense")
+    for streamed in (False, True):
+        model = load(directory, dtype="float32", streamed=streamed)
+        decided = plan(measure(model, ids), Budget(sparsity=0.3), "flap", refine="block")
+        small = cut(model, decided, ids, work=tmp_path / "work")
+        save(small, tmp_path / f"cut{streamed}", plan=decided)
+    unrefined = cut(load(directory, dtype="float32"), decided.model_copy(update={"refine": "none"}), ids)
+    one, other = (load(tmp_path / f"cut{streamed}", dtype="float32").model for streamed in (False, True))
+    for (name, value), twin in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, twin), name
+    assert not torch.equal(one.model.layers[2].mlp.down_proj.weight, unrefined.model.layers[2].mlp.down_proj.weight)
+
+
+def test_memory_that_refinement_takes_is_part_of_the_promise(directory: Path, ids: torch.Tensor) -> None:
+    model = load(directory, dtype="float32", streamed=True)
+    decided = plan(measure(model, ids), Budget(sparsity=0.3), "flap", refine="block")
+    windows = Windows(ids)
+    plain = _memory_needed(decided.model_copy(update={"refine": "none"}), windows, 4)
+    assert _memory_needed(decided, windows, 4) == refine_bytes(decided, windows, 4) > plain
+    with pytest.raises(InputError, match=r"cut needs about .* GB of memory, --memory allows 0.00 GB; read fewer --tok"):
+        cut(model, decided, ids, memory=1000)
 
 
 def load_named(file: Path) -> dict[str, torch.Tensor]:

@@ -74,11 +74,11 @@ def cut(
     if compensation is not COMPENSATIONS["none"] or plan.refine != "none":
         windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
     progress = shown(progress)
-    if windows is not None:
-        widest = max(max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks)
-        needed = windows.ids.numel() * (2 * plan.dense.hidden + widest) * dense.dtype.itemsize
-        progress.say(f"  cut: {windows.tokens:,} tokens, {needed / 1e9:.1f} GB of memory beside the two models")
-        check_memory(memory, needed + _fit_bytes(plan), "cut", "read fewer --tokens")
+    needed = _memory_needed(plan, windows, dense.dtype.itemsize)
+    if windows is not None or memory is not None:
+        read = "" if windows is None else f"{windows.tokens:,} tokens, "
+        progress.say(f"  cut: {read}{needed / 1e9:.1f} GB of memory beside the two models")
+    check_memory(memory, needed, "cut", "allow more" if windows is None else "read fewer --tokens")
     with torch.no_grad(), progress.stage("cut", total=len(plan.blocks), unit="blocks") as bar:
         streams = None
         if windows is not None and compensation is not COMPENSATIONS["none"]:
@@ -104,14 +104,24 @@ def cut(
     return pruned
 
 
-def _fit_bytes(plan: Plan) -> int:
-    """What fitting the largest part takes: weights of two blocks in fp32, sums of both shares, and the fp64 system."""
-    most = 0
-    for block in plan.dense.blocks:
-        n = max(block.ffn, block.kv_groups * block.heads_per_group * plan.dense.head_dim)
-        weights = plan.dense.attention_params(block) + plan.dense.ffn_params(block)
-        most = max(most, 2 * 4 * weights + n * (n + plan.dense.hidden) * (2 * 4 + 4 * 8))
-    return most
+def _memory_needed(plan: Plan, windows: Windows | None, itemsize: int) -> int:
+    """Bytes beside the models: of copying the largest block, of fitting its largest part, of refining it.
+
+    Copying: two blocks, and the file of one, which is mapped while it is read. Fitting: both streams, the inputs of a
+    part, weights of two blocks in fp32, sums of both shares, and the fp64 system.
+    """
+    sizes = [(plan.dense.attention_params(block) + plan.dense.ffn_params(block)) for block in plan.dense.blocks]
+    if windows is None:
+        return 3 * max(sizes) * itemsize
+    widths = [max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks]
+    states = windows.ids.numel() * (2 * plan.dense.hidden + max(widths)) * itemsize
+    fits = [2 * 4 * size + n * (n + plan.dense.hidden) * (2 * 4 + 4 * 8) for n, size in zip(widths, sizes, strict=True)]
+    needed = states + max(fits)
+    if plan.refine == "block":
+        from sentei.prune.refine import refine_bytes
+
+        needed = max(needed, refine_bytes(plan, windows, itemsize))
+    return needed
 
 
 def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:

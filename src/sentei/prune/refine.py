@@ -24,6 +24,7 @@ from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.measure.stream import embed, run_block
+from sentei.plan import Plan
 from sentei.progress import Bar, Progress, duration
 from sentei.prune.compensation import HELD_OUT, RESIDUAL_SHARE
 
@@ -105,6 +106,21 @@ class Refined:
     def record(self) -> dict[str, Any]:
         """The same for JSON."""
         return asdict(self)
+
+
+def refine_bytes(plan: Plan, windows: Windows, itemsize: int, settings: Settings | None = None) -> int:
+    """Memory of `refine_blocks` beside the models: three streams, and the largest block while it is trained.
+
+    Of that block: the parameters, gradients and both moments in fp32, two copies in its own dtype and the dense block,
+    and what a step keeps for its backward pass: all that linears and activations put out, in fp32.
+    """
+    settings, shape = settings or Settings(), plan.shape()
+    size = max(shape.attention_params(block) + shape.ffn_params(block) for block in shape.blocks)
+    width = max(4 * b.ffn + 4 * b.kv_groups * b.heads_per_group * shape.head_dim for b in shape.blocks)
+    tokens = max(settings.batch_tokens, windows.ids.shape[1])
+    streams = 3 * windows.ids.numel() * shape.hidden * itemsize
+    dense = max(plan.dense.attention_params(block) + plan.dense.ffn_params(block) for block in plan.dense.blocks)
+    return streams + size * (4 * 4 + 2 * itemsize) + 2 * dense * itemsize + tokens * 4 * (width + 8 * shape.hidden)
 
 
 def refine_blocks(
