@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sentei.algebra.solve import cholesky, inverse, solve
+from sentei.algebra.solve import cholesky, inverse, root, solve
 from sentei.errors import SenteiError
 
 THREADED = """
@@ -47,6 +47,22 @@ def test_a_known_least_eigenvalue_mends_only_what_has_no_factor() -> None:
     factor = cholesky(matrices, least=1e-3)
     torch.testing.assert_close(factor[::2] @ factor[::2].mT, matrices[::2])
     assert torch.linalg.eigvalsh(factor[1] @ factor[1].T)[0].item() == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_an_inverse_may_take_the_place_of_its_matrix() -> None:
+    matrix = batch()[0]
+    expected, place = inverse(matrix), matrix.data_ptr()
+    found = inverse(matrix, overwrite=True)
+    assert torch.equal(found, expected) and found.data_ptr() == place
+    with pytest.raises(SenteiError, match="size 3 is not positive definite"):
+        inverse(-torch.eye(3).double(), overwrite=True)
+
+
+@pytest.mark.parametrize("rank", [12, 5, 0])
+def test_a_root_is_one_whatever_the_rank(rank: int) -> None:
+    x = torch.randn(12, rank, generator=torch.Generator().manual_seed(1)).double()
+    found = root(x @ x.T)
+    torch.testing.assert_close(found.T @ found, x @ x.T, atol=1e-12, rtol=0)
 
 
 def test_heads_are_scored_after_the_number_of_threads_was_set() -> None:

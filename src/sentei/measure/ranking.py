@@ -6,6 +6,7 @@ KV groups go whole, with their own query heads; query heads go one from every gr
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,6 @@ from torch import Tensor
 from sentei.measure.profile import BlockStats
 from sentei.measure.scores.base import Score
 from sentei.plan import BlockShape, ModelShape
-
-CHUNKS = 128  # a channel order is built in at most this many joint removals, each at most 1/CHUNKS of the channels
 
 
 @dataclass(frozen=True)
@@ -57,30 +56,11 @@ def rank_block(stats: BlockStats, shape: ModelShape, index: int, score: Score, s
 
 
 def rank_ffn(stats: BlockStats, score: Score, generator: torch.Generator) -> tuple[list[int], list[float]]:
-    """Order of removal of the channels and the loss after each; a joint removal's loss is spread evenly over it."""
+    """Order of removal of the channels and the loss after each."""
     if stats.ffn is None:
         return [], [0.0]
-    n = stats.ffn.mean.numel()
-    remover = score.start(stats.ffn, generator)
-    alive = torch.arange(n)
-    order: list[int] = []
-    losses = [0.0]
-    while len(alive):
-        ranked = remover.losses(alive[:, None]).argsort(stable=True)
-        step = ranked[: max(1, n // CHUNKS)].sort().values
-        # channels are removed jointly; inside the step the cheaper goes first
-        chosen = alive[step]
-        costs = remover.losses(chosen[:, None])
-        total = max(remover.remove(chosen[:, None]), 0.0)
-        inside = costs.argsort(stable=True)
-        order += chosen[inside].tolist()
-        share = costs[inside].clamp_min(0).double()
-        share = share / share.sum() if share.sum() > 0 else torch.full_like(share, 1 / len(share))
-        losses += (losses[-1] + total * share.cumsum(0)).tolist()
-        keep = torch.ones(len(alive), dtype=torch.bool)
-        keep[step] = False
-        alive = alive[keep]
-    return order, losses
+    order, losses = score.start(stats.ffn, generator).order()
+    return order.tolist(), [0.0, *losses.double().clamp_min(0).cumsum(0).tolist()]
 
 
 def rank_attention(
@@ -90,11 +70,13 @@ def rank_attention(
     groups, repeat = block.kv_groups, block.heads_per_group
     if stats.attention is None:
         return [AttentionOption((), (), 0.0)]
-    columns = torch.arange(groups * repeat * head_dim).view(groups, repeat, head_dim)
+    columns = torch.arange(groups * repeat * head_dim, device=stats.attention.mean.device)
+    columns = columns.view(groups, repeat, head_dim)
     seed = int(torch.randint(2**31, (), generator=generator))
+    whole = score.start(stats.attention, torch.Generator().manual_seed(seed))
     options: list[AttentionOption] = []
     for removed_heads in range(repeat):
-        remover = score.start(stats.attention, torch.Generator().manual_seed(seed))
+        remover = copy.deepcopy(whole)
         kept = [list(range(repeat)) for _ in range(groups)]
         loss = 0.0
         for _ in range(removed_heads):

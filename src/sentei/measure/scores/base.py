@@ -23,6 +23,9 @@ class Remover(Protocol):
     def remove(self, units: Tensor) -> float:
         """Removes all of `units` (`[k, size]`) together and returns the loss increase."""
 
+    def order(self) -> tuple[Tensor, Tensor]:
+        """Removes all inputs one by one, the cheapest first: which, `[n]`, and the loss increase of each, `[n]`."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -54,5 +57,11 @@ class Additive:
         return self.per_input[units].sum(1)
 
     def remove(self, units: Tensor) -> float:
-        """Sum over all units' inputs."""
+        """Sum over all units."""
         return self.losses(units).sum().item()
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """All inputs in the order of what they lose alone."""
+        inputs = torch.arange(len(self.per_input), device=self.per_input.device)
+        losses, order = self.losses(inputs[:, None]).sort(stable=True)
+        return order, losses

@@ -8,14 +8,12 @@ compares units of different parts, which the paper's score times 4·head_dim/3 d
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from sentei.algebra.solve import solve
 from sentei.measure.profile import PartStats
-from sentei.measure.scores.base import Score
+from sentei.measure.scores.base import Additive, Score
 
 
 def relaxed_system(part: PartStats) -> Tensor:
@@ -28,22 +26,18 @@ def exact_direction(part: PartStats, ridge: float = 1e-4) -> Tensor:
     """`u = A⁻¹ 1` by one Cholesky solve: `[n]`; `z* = 1 − c u`. `ridge` is relative to A's mean diagonal."""
     system = relaxed_system(part)
     system.diagonal().add_(ridge * system.diagonal().mean())
-    return solve(system, torch.ones(system.shape[0], 1, dtype=system.dtype)).squeeze(1)
+    return solve(system, system.new_ones(system.shape[0], 1)).squeeze(1)
 
 
-@dataclass
-class _Newton:
-    direction: Tensor
+class _Newton(Additive):
+    """`per_input` is `u`."""
 
     def losses(self, units: Tensor) -> Tensor:
         """`size / mean(u)` of each unit; a unit that the relaxed mask would strengthen (`u <= 0`) never goes first."""
-        mean = self.direction[units].mean(1)
-        floor = self.direction.abs().mean() * 1e-6
+        mean = self.per_input[units].mean(1)
+        floor = self.per_input.abs().mean() * 1e-6
         # beyond the floor the order goes on with the sign: the more negative u, the later
         return units.shape[1] / mean.clamp_min(floor) + (floor - mean).clamp_min(0) / floor**2
-
-    def remove(self, units: Tensor) -> float:
-        return self.losses(units).sum().item()
 
 
 def _newton(part: PartStats, _: torch.Generator) -> _Newton:

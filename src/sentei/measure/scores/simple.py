@@ -10,7 +10,7 @@ from sentei.measure.scores.base import Additive, Score
 
 
 def _random(part: PartStats, generator: torch.Generator) -> Additive:
-    return Additive(torch.rand(part.mean.numel(), generator=generator))
+    return Additive(torch.rand(part.mean.numel(), generator=generator).to(part.mean.device))
 
 
 def _magnitude(part: PartStats, _: torch.Generator) -> Additive:
