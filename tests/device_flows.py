@@ -60,7 +60,7 @@ def prune_flow(device: str, scratch: Path) -> None:
 def prove_flow(device: str, scratch: Path) -> None:
     """Texts, tasks, speed, candidates in place."""
     model, tokenizer = dense(device), tiny_tokenizer()
-    profile = measure(model, TEXT, gradient_tokens=256, **SMALL)
+    profile = measure(model, TEXT, gradient_tokens=256, keep_grams=True, **SMALL)
     windows = torch.randint(3, 120, (4, 64), generator=torch.Generator().manual_seed(0))
     from sentei.data.calibration import as_windows
 

@@ -46,10 +46,10 @@ def test_one_block_is_in_memory_and_the_logits_are_the_same(directory: Path, ids
 def test_profile_and_cut_are_the_same(directory: Path, ids: torch.Tensor, tmp_path: Path) -> None:
     for streamed in (False, True):
         model = load(directory, dtype="float32", streamed=streamed)
-        (out := tmp_path / f"profile{streamed}").mkdir()
-        profile = measure(model, ids, into=out)
+        work = tmp_path / f"measured{streamed}" if streamed else None
+        profile = measure(model, ids, keep_grams=True, work=work)
         assert isinstance(profile.blocks, StoredBlocks) == streamed
-        profile.write(out)
+        profile.save(out := tmp_path / f"profile{streamed}")
         decided = plan(Profile.load(out), Budget(sparsity=0.3), "structural")
         small = cut(model, decided, ids, work=tmp_path / "work")
         save(small, tmp_path / f"cut{streamed}", plan=decided)
@@ -103,8 +103,8 @@ def test_memory_that_refinement_takes_is_part_of_the_promise(directory: Path, id
 
 
 def load_named(file: Path) -> dict[str, torch.Tensor]:
-    """Tensors; those of a profile with the number of their block, which is their file's."""
-    prefix = f"{file.stem}." if file.stem.startswith("block-") else ""
+    """Tensors; those of a profile with their folder and the number of their block."""
+    prefix = f"{file.parent.name}.{file.stem}." if file.stem.startswith("block-") else ""
     return {prefix + key: value for key, value in load_file(file).items()}
 
 

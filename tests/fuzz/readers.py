@@ -169,7 +169,8 @@ def _stage(path: Path) -> None:
 
 
 def _profile(path: Path) -> None:
-    Profile.load(path.parent).digest()
+    profile = Profile.load(path.parent)
+    assert profile.digest() and profile.angles
 
 
 def _selection(path: Path) -> None:

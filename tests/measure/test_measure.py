@@ -23,7 +23,7 @@ def inputs_of(model, ids, name):
 
 
 def test_grams_and_means_are_those_of_a_plain_forward_pass(tiny, ids):
-    profile = measure(tiny, ids, gradient_tokens=0)
+    profile = measure(tiny, ids, gradient_tokens=0, keep_grams=True)
     assert profile.shape == family_of(tiny.config).shape(tiny.config)
     for name, part in (("o_proj", "attention"), ("down_proj", "ffn")):
         for block, x in zip(profile.blocks, inputs_of(tiny, ids, name), strict=True):
@@ -34,7 +34,7 @@ def test_grams_and_means_are_those_of_a_plain_forward_pass(tiny, ids):
 
 
 def test_gradients_are_those_of_a_plain_backward_pass(tiny, ids):
-    profile = measure(tiny, ids, gradient_tokens=ids.numel())
+    profile = measure(tiny, ids, gradient_tokens=ids.numel(), keep_grams=True)
     grads = []
     handles = [
         m.register_full_backward_hook(lambda _m, _i, out: grads.append(out[0].flatten(0, 1)))
@@ -77,7 +77,7 @@ def test_a_group_owns_its_own_query_heads(tiny_models, ids):
 
 
 def test_profile_survives_saving(tiny_models, ids, tmp_path):
-    profile = measure(tiny_models["qwen3"], ids, gradient_tokens=12)
+    profile = measure(tiny_models["qwen3"], ids, gradient_tokens=12, keep_grams=True)
     profile.save(tmp_path / "p")
     again = Profile.load(tmp_path / "p")
     assert again.digest() == profile.digest() and again.shape == profile.shape
@@ -85,8 +85,9 @@ def test_profile_survives_saving(tiny_models, ids, tmp_path):
         assert one.angle == two.angle
         for part in ("attention", "ffn"):
             a, b = getattr(one, part), getattr(two, part)
-            for key in ("gram", "mean", "norm", "input_gram", "output_grad", "taylor"):
+            for key in ("gram", "mean", "norm", "input_gram", "output_grad", "taylor", "ranks", "alone", "grad_energy"):
                 torch.testing.assert_close(getattr(a, key), getattr(b, key))
+        assert one.curves == two.curves and {"obs", "obs-fisher", "newton"} == set(one.curves)
 
 
 def test_bf16_products_are_exact():

@@ -1,28 +1,27 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sentei.errors import InputError
-from sentei.measure.profile import PartStats
 from sentei.measure.ranking import rank_ffn
 from sentei.measure.scores import SCORES, obs
 from sentei.measure.scores.newton import exact_direction, relaxed_system
 from sentei.measure.scores.obs import Obs
+from sentei.measure.statistics import BlockStats, Matrices, PartStats
 
 
 def part(n=12, out=8, tokens=400, seed=0, gradients=True):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, n, generator=g) @ torch.randn(n, n, generator=g) + 0.5
     weight, grad = torch.randn(out, n, generator=g), torch.randn(tokens, out, generator=g)
-    return PartStats(
-        weight=weight,
-        gram=x.T @ x / tokens,
+    output_grad = grad.T @ grad / tokens if gradients else None
+    return PartStats.of(
+        Matrices(weight, x.T @ x / tokens, torch.eye(out), output_grad),
         mean=x.mean(0),
         norm=weight.square().sum(0),
         energy=1.0,
-        input_gram=torch.eye(out),
-        output_grad=grad.T @ grad / tokens if gradients else None,
         taylor=torch.rand(n, generator=g) if gradients else None,
     )
 
@@ -59,7 +58,7 @@ def test_newtons_fifty_steps_are_one_solve(seed):
 
 def test_newton_is_wanda_where_inputs_do_not_correlate():
     stats = part()
-    stats.gram = torch.diag(stats.gram.diagonal())
+    stats.matrices = replace(stats.matrices, gram=torch.diag(stats.gram.diagonal()))
     newton, wanda = (SCORES[name].start(stats, torch.Generator()) for name in ("newton", "wanda-sp"))
     units = torch.arange(12)[:, None]
     torch.testing.assert_close(newton.losses(units), wanda.losses(units), rtol=1e-2, atol=1e-6)
@@ -140,8 +139,6 @@ def test_obs_finds_the_best_pair_here_and_beats_every_simple_score():
 
 
 def stats_block(stats):
-    from sentei.measure.profile import BlockStats
-
     return BlockStats(attention=None, ffn=stats, angle=0.9)
 
 
@@ -157,9 +154,9 @@ def test_curves_start_at_zero_never_fall_and_name_every_channel_once(name):
 def test_fisher_metric_changes_what_matters():
     """With all gradient in output 0, only output 0's weights decide."""
     stats = part(seed=1)
-    stats.gram = torch.eye(12)
-    stats.output_grad = torch.zeros(8, 8)
-    stats.output_grad[0, 0] = 1.0
+    first = torch.zeros(8, 8)
+    first[0, 0] = 1.0
+    stats.matrices = replace(stats.matrices, gram=torch.eye(12), output_grad=first)
     order, _ = rank_ffn(stats_block(stats), SCORES["obs-fisher"], torch.Generator())
     assert order == stats.weight[0].abs().argsort().tolist()
 

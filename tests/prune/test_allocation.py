@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sentei.errors import InfeasibleError, InputError
-from sentei.measure.ranking import AttentionOption, BlockCurves
+from sentei.measure.curves import AttentionOption, BlockCurves
 from sentei.plan import BlockShape, Budget, ModelShape
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Problem

@@ -173,7 +173,7 @@ def test_choose_takes_the_kind_that_loses_least_and_leaves_the_model_alone(ids):
 
     model = tiny_model("llama")
     before = model(ids).logits
-    made = choose(model, measure(model, ids), Budget(sparsity=0.4), Windows(ids))
+    made = choose(model, measure(model, ids, keep_grams=True), Budget(sparsity=0.4), Windows(ids))
     losses = {k: v for k, v in made.predicted.items() if k.startswith("loss_increase_in_place")}
     assert len(losses) == 3
     kind = {(True, True): "mixed", (True, False): "structural", (False, True): "low_rank"}

@@ -19,7 +19,7 @@ def ids():
 
 @pytest.fixture(scope="module")
 def profile(ids):
-    return measure(tiny_model("llama"), ids)
+    return measure(tiny_model("llama"), ids, keep_grams=True)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def ids():
 @pytest.fixture(scope="module")
 def made(ids):
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    profile = measure(model, ids)
+    profile = measure(model, ids, keep_grams=True)
     menus = menus_for(profile, Budget(sparsity=0.3), levels=12)
     return model, profile, menus, Library(model, profile, menus, prepare(rows(tokenizer), tokenizer, "acc"))
 

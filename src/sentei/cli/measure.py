@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,6 +39,9 @@ def measure_command(
     tokens: Tokens = 131072,
     window: Window = 1024,
     gradient_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the gradient pass; 0 leaves it out.")] = 8192,
+    keep_grams: Annotated[
+        bool, typer.Option("--keep-grams", help="Keep the Gram matrices too, for scores of your own: 100 times larger.")
+    ] = False,
     field: Field = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
@@ -49,8 +52,9 @@ def measure_command(
 ) -> None:
     """Measure what each part of MODEL does for your data: one pass, kept in a PROFILE/ directory."""
     from sentei.data.calibration import read_calibration
+    from sentei.fingerprint import fingerprint
     from sentei.memory import parse_bytes
-    from sentei.outputs import atomic_dir
+    from sentei.outputs import work_dir
     from sentei.progress import TerminalProgress
 
     hold(out, model, data, overwrite=overwrite)
@@ -60,19 +64,17 @@ def measure_command(
     from sentei.models.load import load
 
     loaded = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code, memory=limit)
-    with atomic_dir(out, overwrite=overwrite) as scratch:
-        profile = measure(
-            loaded,
-            texts,
-            tokens=tokens,
-            window=window,
-            gradient_tokens=gradient_tokens,
-            memory=limit,
-            into=scratch,
-            progress=TerminalProgress(),
-        )
+    settings: dict[str, Any] = {
+        "tokens": tokens,
+        "window": window,
+        "gradient_tokens": gradient_tokens,
+        "keep_grams": keep_grams,
+    }
+    key = ["measure", loaded.digest, str(loaded.model.dtype), fingerprint(data), field, settings]
+    with work_dir(out, key) as work:
+        profile = measure(loaded, texts, memory=limit, work=work, progress=TerminalProgress(), **settings)
         profile.info["data"] = Path(data).name
-        profile.write(scratch)
+        profile.save(out, overwrite=overwrite)
     if format is Format.json:
         print_json({"schema_version": 1, "profile": str(out), "tokens": profile.tokens, "blocks": len(profile.blocks)})
     else:

@@ -45,7 +45,7 @@ def how_to_go_on(verb: str | None, given: Mapping[str, Any]) -> str:
         return f"`sentei resume {place}{trusted}` goes on where it was"
     if verb in ("fit", "frontier"):
         return f"the same command goes on where it was, without --overwrite; what is done is in {place}"
-    if verb in ("tune", "select"):
+    if verb in ("measure", "tune", "select"):
         return f"the same command goes on where it was; {place} is as it was before"
     if given.get("out"):
         return f"{place} is as it was before; the same command starts anew"

@@ -57,7 +57,8 @@ def frontier(
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: {wrong[0]:g} must be between 0 and 1; 0.3 removes 30 %")
     progress, settings = shown(progress), settings or Settings()
-    setup = set_up(loaded, task, out, tolerance=0.01, settings=settings, overwrite=overwrite, progress=progress)
+    given: dict[str, Any] = {"settings": settings, "overwrite": overwrite, "in_place": False}
+    setup = set_up(loaded, task, out, tolerance=0.01, progress=progress, **given)
     table = table_for(loaded.model, out, progress=progress) if latency else None
     path = out / "frontier.json"
     known, trained = _known(path) if path.exists() else ({}, None)

@@ -23,7 +23,7 @@ from sentei.measure.profile import Profile
 from sentei.metrics.score import Outcome, Prepared, prepare
 from sentei.models.identity import check_same
 from sentei.models.load import Loaded
-from sentei.outputs import atomic_dir, check_output, probe, refuse_place
+from sentei.outputs import atomic_dir, check_output, probe, refuse_place, work_dir
 from sentei.plan import BlockShape, Budget, Plan
 from sentei.progress import Progress
 from sentei.prove.latency import table_for
@@ -39,7 +39,18 @@ LENGTH = 512  # tokens of a calibration row at most
 GRADIENT_TOKENS = 8192
 # What lies in a run directory, as patterns: the searches' journals are named after them.
 _FILES = (
-    *(RUN, "splits.json", "profile/*", "latency-*.json", "plan.json", "plans/*", "model/*", "report.*", "frontier.*"),
+    *(
+        RUN,
+        "splits.json",
+        "profile/*",
+        ".profile.*",
+        "latency-*.json",
+        "plan.json",
+        "plans/*",
+        "model/*",
+        "report.*",
+        "frontier.*",
+    ),
     *("evolve*.jsonl", "path*.jsonl", "genetic*.jsonl", "uniform*.jsonl"),
 )
 
@@ -122,6 +133,7 @@ def set_up(
     *,
     tolerance: float,
     settings: Settings,
+    in_place: bool = True,
     overwrite: bool = False,
     progress: Progress,
 ) -> Setup:
@@ -135,6 +147,7 @@ def set_up(
         out: run directory: splits.json and profile/ are kept there.
         tolerance: relative loss that is allowed.
         settings: of the search.
+        in_place: whether candidates will be evaluated in place, for which the profile keeps its Gram matrices.
         overwrite: replace the run in `out`.
         progress: told about everything.
 
@@ -162,7 +175,7 @@ def set_up(
     _claim(out, identity, dtype, overwrite)  # nothing is written before here, so that what is refused leaves no trace
     if not stored.exists():
         splits.save(stored)
-    profile = _profile(loaded, windows, out, progress)
+    profile = _profile(loaded, windows, out, in_place, progress)
     return Setup(
         loaded=loaded,
         task=task,
@@ -287,11 +300,14 @@ def search_kinds(text: str, budget: Budget) -> tuple[str, ...]:
     return kinds
 
 
-def _profile(loaded: Loaded, windows: Windows, out: Path, progress: Progress) -> Profile:
+def _profile(loaded: Loaded, windows: Windows, out: Path, keep_grams: bool, progress: Progress) -> Profile:
+    """The profile of the run: one that is there is used where it has what is needed, else measured again."""
     path = out / "profile"
-    if not (path / "profile.json").exists():
-        tokens = windows.ids.numel()
-        measure(loaded, windows, tokens=tokens, gradient_tokens=GRADIENT_TOKENS, progress=progress).save(path)
+    if not Profile.readable(path, grams=keep_grams):
+        settings: dict[str, Any] = {"gradient_tokens": GRADIENT_TOKENS, "keep_grams": keep_grams}
+        with work_dir(path, [loaded.digest, str(loaded.model.dtype), settings]) as work:
+            made = measure(loaded, windows, tokens=windows.ids.numel(), work=work, progress=progress, **settings)
+            made.save(path, overwrite=True)
     profile = Profile.load(path)  # as stored, with rounded weights: a resumed run must see the same menus
     check_same(loaded, profile.model_digest, profile.shape, str(path))
     return profile

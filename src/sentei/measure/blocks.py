@@ -1,39 +1,49 @@
-"""The statistics of blocks on disk, a safetensors file each; symmetric matrices are stored as their lower triangle."""
+"""The statistics of blocks on disk: `blocks/` has a small file per block, `grams/` its Gram matrices where kept.
+
+Symmetric matrices are stored as their lower triangle.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from sentei.algebra.triangle import square, triangle
 from sentei.errors import InputError, one_line
-from sentei.measure.statistics import BlockStats, PartStats
-from sentei.measure.stored import BlockHead, Head, check_tensors
+from sentei.files import atomic_file
+from sentei.measure.curves import pack, unpack
+from sentei.measure.statistics import BlockStats, Matrices, PartStats
+from sentei.measure.stored import Contents, check_tensors
 
-BLOCKS = "blocks"  # directory of a profile that holds them
 PARTS = ("attention", "ffn")
+NUMBERS = ("energy", "grad_energy")  # of a part
+VECTORS = ("mean", "norm", "input_energy", "weight_energy", "taylor")
+SYMMETRIC = ("gram", "input_gram", "output_grad")
 
 
 class StoredBlocks(Sequence[BlockStats]):
-    """Statistics of blocks in files: written when they are set, read when they are asked for, kept nowhere else.
+    """Statistics of blocks in files: read when they are asked for, Gram matrices when those are, and checked.
 
     Attributes:
-        directory: holds a file per block.
-        rows: what profile.json says of each block.
+        directory: of the profile.
+        contents: what the files hold.
     """
 
-    def __init__(self, directory: Path, head: Head | None = None) -> None:
-        """Of the blocks that `head` names, against which what is read is checked; without it, of none yet."""
-        self.directory, self.head = directory, head
-        self.rows: list[BlockHead] = [] if head is None else list(head.blocks)
+    def __init__(self, directory: Path, contents: Contents) -> None:
+        self.directory, self.contents = directory, contents
+        self._read: dict[int, BlockStats] = {}  # without Gram matrices, which are large
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.contents.shape.blocks)
 
     @overload
     def __getitem__(self, index: int) -> BlockStats: ...
@@ -50,87 +60,113 @@ class StoredBlocks(Sequence[BlockStats]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        row, file = self.rows[index], self.file(index)
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} cannot be read ({one_line(error)}); measure again") from error
-        if self.head is not None:
-            check_tensors(tensors, self.head, index, file)
-        parts: dict[str, PartStats | None] = {}
-        for name, energy in (("attention", row.attention_energy), ("ffn", row.ffn_energy)):
-            own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            parts[name] = None if energy is None else _unpack(own, energy)
-        return BlockStats(angle=row.angle, **parts)
-
-    def append(self, block: BlockStats) -> None:
-        """Writes the next block."""
-        self.rows.append(head_of(block))
-        self[len(self) - 1] = block
-
-    def __setitem__(self, index: int, block: BlockStats) -> None:
-        """Writes one block anew."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        tensors: dict[str, Tensor] = {}
-        for name in PARTS:
-            if (part := getattr(block, name)) is not None:
-                tensors |= {f"{name}.{key}": value for key, value in _pack(part).items()}
-        save_file(tensors, self.file(index))
-        self.rows[index] = head_of(block)
+        if index not in self._read:
+            file = self.file("blocks", index)
+            tensors = _load(file, self.contents.statistics(index))
+            found = {part: _part(part, tensors) for part in self.contents.parts(index)}
+            if self.contents.grams:
+                for name, part in found.items():
+                    part.matrices = partial(self._matrices, index, name)
+            try:
+                curves = {score: unpack(_under(f"curve.{score}", tensors)) for score in self.contents.scores}
+            except ValueError as error:
+                raise InputError(f"{file}: {error}; measure again") from error
+            self._read[index] = BlockStats(
+                found.get("attention"), found.get("ffn"), angle=tensors["angle"].item(), curves=curves
+            )
+        return self._read[index]
 
     def __iter__(self) -> Iterator[BlockStats]:
         return (self[index] for index in range(len(self)))
 
-    def file(self, index: int) -> Path:
-        """Where a block is."""
-        return self.directory / f"block-{index:05d}.safetensors"
+    def _matrices(self, index: int, part: str) -> Matrices:
+        prefix = f"{part}."
+        expected = {name: size for name, size in self.contents.matrices(index).items() if name.startswith(prefix)}
+        stored = _under(part, _load(self.file("grams", index), expected, prefix))
+        squares = {key: square(stored[key]) for key in SYMMETRIC if key in stored}
+        return Matrices(weight=stored["weight"].float(), **squares)
 
-    def nbytes(self) -> int:
-        """Bytes of all files that are there."""
-        return sum(file.stat().st_size for i in range(len(self)) if (file := self.file(i)).is_file())
+    def write(self, index: int, block: BlockStats) -> None:
+        """Writes one block."""
+        tensors = {"angle": torch.tensor(block.angle, dtype=torch.float64)}
+        grams: dict[str, Tensor] = {}
+        for name in self.contents.parts(index):
+            part = block.part(name)
+            tensors |= {f"{name}.{key}": value for key, value in _pack(part).items()}
+            if self.contents.grams:
+                grams |= {f"{name}.{key}": value for key, value in _pack_matrices(part.whole()).items()}
+        for score in self.contents.scores:
+            own = pack(block.curves[score], self.contents.shape.blocks[index])
+            tensors |= {f"curve.{score}.{key}": value for key, value in own.items()}
+        if self.contents.grams:
+            _save(grams, self.file("grams", index))
+        _save(tensors, self.file("blocks", index))
+        self._read.pop(index, None)
+
+    def file(self, folder: str, index: int) -> Path:
+        """Where a block is, in "blocks" or "grams"."""
+        return self.directory / folder / f"block-{index:05d}.safetensors"
+
+    def copy(self, directory: Path) -> None:
+        """The same files in another directory: links where the file system has them, since none is ever changed."""
+        for folder in ("blocks", *(["grams"] if self.contents.grams else [])):
+            (directory / folder).mkdir(parents=True)
+            for index in range(len(self)):
+                file = self.file(folder, index)
+                try:
+                    os.link(file, directory / folder / file.name)
+                except OSError:  # another file system, or one without links
+                    shutil.copyfile(file, directory / folder / file.name)
 
 
-def head_of(block: BlockStats) -> BlockHead:
-    """What profile.json says of a block."""
-    energies = {f"{name}_energy": part.energy if (part := getattr(block, name)) else None for name in PARTS}
-    return BlockHead(angle=block.angle, **energies)
+def _load(file: Path, expected: Mapping[str, tuple[int, ...]], prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a file whose names start so, checked.
+
+    Raises:
+        InputError: it cannot be read, or does not hold what is expected.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 (no mapping)
+            tensors = {name: opened.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}); measure again") from error
+    check_tensors(tensors, expected, file)
+    return tensors
 
 
-SYMMETRIC = ("gram", "input_gram", "output_grad")
+def _save(tensors: dict[str, Tensor], file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(file) as new:
+        save_file(tensors, new)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names start with `prefix.`, without it."""
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
 def _pack(part: PartStats) -> dict[str, Tensor]:
+    packed = {key: value.float() for key in VECTORS if (value := getattr(part, key)) is not None}
+    packed |= {f"rank.{name}": losses.float() for name, losses in part.ranks.items()}
+    packed |= {f"alone.{name}": losses.float() for name, losses in part.alone.items()}
+    numbers = {key: value for key in NUMBERS if (value := getattr(part, key)) is not None}
+    packed |= {key: torch.tensor(value, dtype=torch.float64) for key, value in numbers.items()}
+    return {key: value.cpu().contiguous() for key, value in packed.items()}
+
+
+def _part(name: str, tensors: Mapping[str, Tensor]) -> PartStats:
+    stored = _under(name, tensors)
+    values: dict[str, Any] = {key: stored[key] for key in VECTORS if key in stored}
+    values |= {key: stored[key].item() for key in NUMBERS if key in stored}
+    return PartStats(**values, ranks=_under("rank", stored), alone=_under("alone", stored))
+
+
+def _pack_matrices(matrices: Matrices) -> dict[str, Tensor]:
     """Tensors to store: weights in bf16 (they only rank), symmetric matrices as triangles."""
-    packed = {"weight": part.weight.bfloat16().cpu().contiguous()}
-    for key in ("mean", "norm", "taylor"):
-        if (vector := getattr(part, key)) is not None:
-            packed[key] = vector.float().cpu().contiguous()
+    packed = {"weight": matrices.weight.bfloat16().cpu().contiguous()}
     for key in SYMMETRIC:
-        if (matrix := getattr(part, key)) is not None:
-            packed[key] = _triangle(matrix.float().cpu())
-    return packed | {f"rank.{name}": losses.float().cpu().contiguous() for name, losses in part.ranks.items()}
-
-
-def _unpack(stored: dict[str, Tensor], energy: float) -> PartStats:
-    for key in SYMMETRIC:
-        if key in stored:
-            stored[key] = _square(stored[key])
-    stored["weight"] = stored["weight"].float()
-    ranks = {key.removeprefix("rank."): stored.pop(key) for key in list(stored) if key.startswith("rank.")}
-    return PartStats(energy=energy, ranks=ranks, **stored)
-
-
-# Row by row: indices of a triangle would take four times the memory of the matrix.
-def _triangle(matrix: Tensor) -> Tensor:
-    """The lower triangle of `[n, n]`, row by row: `[n (n + 1) / 2]`."""
-    return torch.cat([row[: i + 1] for i, row in enumerate(matrix)])
-
-
-def _square(packed: Tensor) -> Tensor:
-    """The symmetric matrix of a lower triangle."""
-    size = int((2 * packed.numel()) ** 0.5)  # n (n + 1) / 2 numbers
-    matrix = torch.empty(size, size)
-    for i, row in enumerate(packed.split(list(range(1, size + 1)))):
-        matrix[i, : i + 1] = row
-        matrix[: i + 1, i] = row
-    return matrix
+        if (matrix := getattr(matrices, key)) is not None:
+            packed[key] = triangle(matrix.float().cpu())
+    return packed

@@ -1,6 +1,7 @@
 """`Profile`: what each part of a model does for some data. Every score and allocation is a function of it.
 
-Saved as `profile.json` and one file per block; a profile larger than `KEPT` is read a block at a time.
+Saved as `profile.json` and a file per block, which is read when it is asked for; where Gram matrices were kept, they
+are in files of their own.
 """
 
 from __future__ import annotations
@@ -10,24 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sentei.errors import InputError
+from sentei.errors import InputError, for_shell
 from sentei.files import hash_json, read_json, write_json
-from sentei.measure.blocks import BLOCKS, StoredBlocks, head_of
-from sentei.measure.statistics import BlockStats, PartStats
-from sentei.measure.stored import BlockHead, Head
+from sentei.measure.blocks import StoredBlocks
+from sentei.measure.statistics import NO_GRAMS, BlockStats, PartStats
+from sentei.measure.stored import Contents, Head
 from sentei.outputs import atomic_dir
 from sentei.plan import ModelShape
 from sentei.schema import parse
 
 __all__ = ["BlockStats", "PartStats", "Profile"]
 
-PROFILE_VERSION = 3
-KEPT = 1 << 30  # bytes of statistics that are read at once
+PROFILE_VERSION = 4
 
 
 @dataclass
 class Profile:
-    """All statistics of one model on one data set; they are on the CPU, wherever the model is.
+    """The statistics of one model on one data set; they are on the CPU, wherever the model is.
 
     Attributes:
         shape: sizes of the model.
@@ -59,19 +59,33 @@ class Profile:
             "tokens": self.tokens,
             "window": self.window,
             "gradient_tokens": self.gradient_tokens,
-            "blocks": [row.model_dump() for row in self._rows()],
+            "scores": list(self.contents.scores),
+            "grams": self.contents.grams,
             "info": self.info,
         }
 
-    def _rows(self) -> list[BlockHead]:
+    @property
+    def contents(self) -> Contents:
+        """What there is of each block."""
         if isinstance(self.blocks, StoredBlocks):
-            return self.blocks.rows
-        return [head_of(block) for block in self.blocks]
+            return self.blocks.contents
+        parts = [part for block in self.blocks for part in (block.attention, block.ffn) if part is not None]
+        grams = all(part.matrices is not None for part in parts)
+        return Contents(self.shape, self.gradient_tokens > 0, tuple(self.blocks[0].curves), grams)
 
     @property
     def angles(self) -> list[float]:
         """The angle of each block; see `BlockStats`."""
-        return [row.angle for row in self._rows()]
+        return [block.angle for block in self.blocks]
+
+    def check_grams(self) -> None:
+        """Refuses a profile without Gram matrices.
+
+        Raises:
+            InputError: it has none.
+        """
+        if not self.contents.grams:
+            raise InputError(NO_GRAMS)
 
     def digest(self) -> str:
         """Identifies the profile: the model, the data and how they were read."""
@@ -84,16 +98,31 @@ class Profile:
             self.write(scratch)
 
     def write(self, directory: Path) -> None:
-        """Writes the profile into a directory that is there, but for statistics that are in it already."""
-        target = StoredBlocks(directory / BLOCKS)
-        if not (isinstance(self.blocks, StoredBlocks) and self.blocks.directory == target.directory):
-            for block in self.blocks:
-                target.append(block)
+        """Writes the profile into a directory that is there."""
+        if isinstance(self.blocks, StoredBlocks):
+            self.blocks.copy(directory)
+        else:
+            target = StoredBlocks(directory, self.contents)
+            for index, block in enumerate(self.blocks):
+                target.write(index, block)
         write_json(directory / "profile.json", self._head())
 
     @classmethod
+    def readable(cls, path: Path, *, grams: bool = False) -> bool:
+        """Whether a profile of this version is there, with Gram matrices if they are wanted.
+
+        Raises:
+            InputError: its profile.json is damaged.
+        """
+        file = Path(path) / "profile.json"
+        value = read_json(file) if file.is_file() else None
+        if not isinstance(value, dict) or value.get("schema_version") != PROFILE_VERSION:
+            return False
+        return not grams or cls.load(path).contents.grams
+
+    @classmethod
     def load(cls, path: Path) -> Profile:
-        """Reads a profile.
+        """Opens a profile; its blocks are read when they are asked for.
 
         Raises:
             InputError: no profile there, another version, or a damaged file.
@@ -105,10 +134,19 @@ class Profile:
         if isinstance(value, dict) and value.get("schema_version", PROFILE_VERSION) != PROFILE_VERSION:
             raise InputError(
                 f"{path} is a profile of version {value['schema_version']!r:.80}, this sentei reads {PROFILE_VERSION}; "
-                "make it again with `sentei measure`"
+                f"{_measure_again(path, value)}"
             )
         head = parse(Head, value, str(path / "profile.json"), "measure again")
-        stored = StoredBlocks(path / BLOCKS, head)
-        blocks = list(stored) if stored.nbytes() <= KEPT else stored
+        contents = Contents(head.shape, head.gradient_tokens > 0, tuple(head.scores), head.grams)
         keys = ("shape", "model_digest", "data_digest", "tokens", "window", "gradient_tokens", "info")
-        return cls(blocks=blocks, **{key: getattr(head, key) for key in keys})
+        return cls(blocks=StoredBlocks(path, contents), **{key: getattr(head, key) for key in keys})
+
+
+def _measure_again(path: Path, head: dict[str, Any]) -> str:
+    """The command that makes a profile of an older version anew, as far as it is known."""
+    info = head.get("info")
+    names = [info.get(key) if isinstance(info, dict) else None for key in ("model", "data")]
+    model, data = (
+        for_shell(name) if isinstance(name, str) else key for name, key in zip(names, ("MODEL", "DATA"), strict=True)
+    )
+    return f"measure again: sentei measure {model} --data {data} --out {for_shell(path)} --overwrite"

@@ -7,43 +7,15 @@ KV groups go whole, with their own query heads; query heads go one from every gr
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sentei.measure.profile import BlockStats
-from sentei.measure.scores.base import Score
+from sentei.measure.curves import AttentionOption, BlockCurves
+from sentei.measure.scores import SCORES, Remover, Score
+from sentei.measure.statistics import BlockStats, PartStats
 from sentei.plan import BlockShape, ModelShape
-
-
-@dataclass(frozen=True)
-class AttentionOption:
-    """One way to thin an attention part. `query_heads`: indices within each kept group. `loss`: increase over dense."""
-
-    kv_groups: tuple[int, ...]
-    query_heads: tuple[tuple[int, ...], ...]
-    loss: float
-
-    @property
-    def heads_per_group(self) -> int:
-        """Query heads in each kept group."""
-        return len(self.query_heads[0]) if self.query_heads else 0
-
-
-@dataclass(frozen=True)
-class BlockCurves:
-    """All that an allocation may choose from in one block.
-
-    Attributes:
-        attention: options, the dense one first.
-        ffn_order: channels in the order of removal.
-        ffn_loss: `ffn_loss[k]` is the loss increase after the first k channels of the order went; k = 0 … all.
-    """
-
-    attention: tuple[AttentionOption, ...]
-    ffn_order: tuple[int, ...]
-    ffn_loss: tuple[float, ...]
 
 
 def rank_block(stats: BlockStats, shape: ModelShape, index: int, score: Score, seed: int) -> BlockCurves:
@@ -53,6 +25,26 @@ def rank_block(stats: BlockStats, shape: ModelShape, index: int, score: Score, s
     order, losses = rank_ffn(stats, score, generator)
     options = rank_attention(stats, block, shape.head_dim, score, generator)
     return BlockCurves(tuple(options), tuple(order), tuple(losses))
+
+
+def kept_scores(*, graded: bool) -> list[Score]:
+    """The scores whose curves `measure` makes, since they need what it does not keep."""
+    return [score for score in SCORES.values() if score.needs_gram and (graded or not score.needs_gradients)]
+
+
+def rank_measured(stats: BlockStats, shape: ModelShape, index: int, score: Score) -> None:
+    """Fills a block's curves of a score, and what each input costs alone, while its matrices are in memory."""
+    begun: dict[int, Remover] = {}  # a remover that nothing was removed from serves both
+
+    def start(part: PartStats, generator: torch.Generator) -> Remover:
+        return begun.pop(id(part), None) or score.start(part, generator)
+
+    for part in (stats.attention, stats.ffn):
+        if part is not None:
+            begun[id(part)] = score.start(part, torch.Generator())
+            inputs = torch.arange(part.mean.numel(), device=part.mean.device)
+            part.alone[score.name] = begun[id(part)].losses(inputs[:, None])
+    stats.curves[score.name] = rank_block(stats, shape, index, replace(score, start=start), seed=0)
 
 
 def rank_ffn(stats: BlockStats, score: Score, generator: torch.Generator) -> tuple[list[int], list[float]]:

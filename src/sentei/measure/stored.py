@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel
 from torch import Tensor
 
 from sentei.errors import InputError
+from sentei.measure.curves import packed_sizes
 from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, ModelShape
-from sentei.schema import Count, Number, Positive
-
-
-class BlockHead(BaseModel):
-    """Of one block; the energy of a part is None where the part is gone."""
-
-    model_config = ConfigDict(strict=True)
-
-    angle: Number
-    attention_energy: Number | None
-    ffn_energy: Number | None
+from sentei.schema import Count, Positive
 
 
 class Head(BaseModel):
@@ -35,51 +27,77 @@ class Head(BaseModel):
     tokens: Positive
     window: Positive
     gradient_tokens: Count
-    blocks: list[BlockHead]
+    scores: list[str]
+    grams: bool
     info: dict[str, Any]
 
-    @model_validator(mode="after")
-    def _fits(self) -> Head:
-        if len(self.blocks) != len(self.shape.blocks):
-            raise ValueError(f"statistics of {len(self.blocks)} blocks, the shape has {len(self.shape.blocks)}")
-        for i, (row, shape) in enumerate(zip(self.blocks, self.shape.blocks, strict=True)):
-            for part, there in (("attention_energy", shape.kv_groups), ("ffn_energy", shape.ffn)):
-                if (getattr(row, part) is None) == bool(there):
-                    raise ValueError(f"block {i}: {part} is {getattr(row, part)}, but the part has size {there}")
-        return self
+
+@dataclass(frozen=True)
+class Contents:
+    """What the files of a profile's blocks hold.
+
+    Attributes:
+        shape: sizes of the model.
+        graded: whether there was a gradient pass.
+        scores: whose curves there are.
+        grams: whether Gram matrices were kept.
+    """
+
+    shape: ModelShape
+    graded: bool
+    scores: tuple[str, ...]
+    grams: bool
+
+    def parts(self, index: int) -> dict[str, tuple[tuple[str, ...], int, int]]:
+        """Of a block's parts that are there: names of the matrices, and the row-pruned one's outputs and inputs."""
+        sizes = self.shape.matrices(self.shape.blocks[index])
+        named = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
+        return {part: (names, *sizes[names[-1]]) for part, names in named.items() if names[-1] in sizes}
+
+    def statistics(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of what `blocks/` holds of a block."""
+        block, sizes = self.shape.blocks[index], self.shape.matrices(self.shape.blocks[index])
+        found: dict[str, tuple[int, ...]] = {"angle": ()}
+        for part, (names, _, n) in self.parts(index).items():
+            own: dict[str, tuple[int, ...]] = dict.fromkeys(("mean", "norm", "input_energy", "weight_energy"), (n,))
+            own |= {"energy": ()} | {f"alone.{score}": (n,) for score in self.scores}
+            if self.graded:
+                own |= {"grad_energy": (), "taylor": (n,)}
+                own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in names}
+            found |= {f"{part}.{key}": size for key, size in own.items()}
+        for score in self.scores:
+            found |= {f"curve.{score}.{key}": size for key, size in packed_sizes(block).items()}
+        return found
+
+    def matrices(self, index: int) -> dict[str, tuple[int, ...]]:
+        """The same of `grams/`; symmetric matrices are stored as a triangle of n (n + 1) / 2 numbers."""
+        found: dict[str, tuple[int, ...]] = {}
+        for part, (_, hidden, n) in self.parts(index).items():
+            own = {"weight": (hidden, n), "gram": (_triangle(n),), "input_gram": (_triangle(hidden),)}
+            own |= {"output_grad": (_triangle(hidden),)} if self.graded else {}
+            found |= {f"{part}.{key}": size for key, size in own.items()}
+        return found
 
 
-def check_tensors(tensors: Mapping[str, Tensor], head: Head, index: int, path: Path) -> None:
-    """Refuses tensors that are not those of block `index` of a profile of this shape.
+INTEGERS = ("channels", "heads")  # of curves
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Refuses tensors that are not those of a block.
 
     Raises:
-        InputError: one is missing, too many, of another shape, no floating point, or not finite.
+        InputError: one is missing, too many, of another shape, no floating point (or no integer), or not finite.
     """
-    expected = _expected(head.shape, index, graded=head.gradient_tokens > 0)
     for name in sorted({*expected, *tensors}):
         got = tuple(tensors[name].shape) if name in tensors else "nothing"
         wanted = expected.get(name, "nothing")
         if got != wanted:
             raise InputError(f"{path}: {name}: expected shape {wanted}, got {got}; measure again")
-        if not (tensors[name].is_floating_point() and torch.isfinite(tensors[name]).all()):
+        if name.rpartition(".")[2] in INTEGERS:
+            if tensors[name].dtype not in (torch.int32, torch.uint8):
+                raise InputError(f"{path}: {name}: expected integers; measure again")
+        elif not (tensors[name].is_floating_point() and torch.isfinite(tensors[name]).all()):
             raise InputError(f"{path}: {name}: expected finite floating point numbers; measure again")
-
-
-def _expected(shape: ModelShape, index: int, *, graded: bool) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; symmetric matrices are stored as a triangle of n (n + 1) / 2 numbers."""
-    found: dict[str, tuple[int, ...]] = {}
-    sizes = shape.matrices(shape.blocks[index])
-    for part, names in (("attention", ATTENTION_MATRICES), ("ffn", FFN_MATRICES)):
-        if names[-1] not in sizes:
-            continue
-        hidden, n = sizes[names[-1]]  # of the row-pruned matrix
-        own = {"weight": (hidden, n), "gram": (_triangle(n),), "mean": (n,), "norm": (n,)}
-        own["input_gram"] = (_triangle(hidden),)
-        if graded:
-            own |= {"output_grad": (_triangle(hidden),), "taylor": (n,)}
-            own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in names}
-        found |= {f"{part}.{key}": size for key, size in own.items()}
-    return found
 
 
 def _triangle(n: int) -> int:

@@ -13,9 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sentei.algebra.triangle import add_product, mirror
 from sentei.data.windows import Windows
 from sentei.families.base import Family
-from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES
+from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, BlockShape
 
 
 @torch.no_grad()
@@ -97,8 +98,44 @@ def gram(x: Tensor, weight: Tensor | None = None) -> Tensor:
         return a.T @ a
 
 
+class Gram:
+    """`Σ xᵀ diag(weight) x` over batches, in fp32; as `gram`, but one triangle is computed: up to half the work."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+
+    def add(self, x: Tensor, weight: Tensor | None = None) -> None:
+        """Adds rows of `x` `[tokens, n]`."""
+        x = scaled(x, weight)
+        a = x.float()
+        if self.total is None:
+            self.total = a.new_zeros(a.shape[1], a.shape[1])
+        with exact_products() if x.dtype == torch.bfloat16 else contextlib.nullcontext():
+            add_product(self.total, a)
+
+    def mean(self, count: float) -> Tensor:
+        """The sum over `count`, whole: `[n, n]`. Ends the sum."""
+        assert self.total is not None  # there was a batch
+        total, self.total = self.total.div_(count), None
+        return mirror(total)
+
+
 def cross(x: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """`xᵀ diag(weight) target` in fp32; rows are tokens. With bf16 `x` the target is rounded: unbiased noise."""
     x, target = scaled(x, weight), scaled(target, weight)
     with exact_products() if x.dtype == torch.bfloat16 else contextlib.nullcontext():
         return x.float().T @ target.float()
+
+
+def per_input(part: str, sizes: BlockShape, values: dict[str, Tensor]) -> Tensor:
+    """Sums entry-wise values of a part's matrices per input of its row-pruned matrix: `[n]`.
+
+    A key or value row serves all query heads of its group and is shared out evenly among them, so that the sum over a
+    KV group's inputs counts each entry once, under the group's own query heads.
+    """
+    if part == "ffn":
+        return values["gate_proj"].sum(1) + values["up_proj"].sum(1) + values["down_proj"].sum(0)
+    groups, repeat = sizes.kv_groups, sizes.heads_per_group
+    shared = (values["k_proj"].sum(1) + values["v_proj"].sum(1)) / repeat  # [groups * head_dim]
+    shared = shared.view(groups, 1, -1).expand(-1, repeat, -1).reshape(-1)
+    return values["q_proj"].sum(1) + values["o_proj"].sum(0) + shared

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from sentei.errors import InfeasibleError, InputError, unknown
+from sentei.measure.curves import AttentionOption, BlockCurves
 from sentei.measure.profile import Profile
-from sentei.measure.ranking import AttentionOption, BlockCurves, rank_block
+from sentei.measure.ranking import rank_block
 from sentei.measure.scores import SCORES, Score
 from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned_shape
 from sentei.protect import Protect
@@ -253,8 +254,10 @@ def curves_of(profile: Profile, score: Score, weigh: Weigh, seed: int = 0) -> li
     """The removal curves of every block, computed once per score, comparison and seed and kept with the profile."""
     raw, key = (score.name, seed), (score.name, weigh, seed)
     if raw not in profile.curves:
-        blocks = enumerate(profile.blocks)
-        profile.curves[raw] = [rank_block(stats, profile.shape, i, score, seed) for i, stats in blocks]
+        profile.curves[raw] = [
+            stats.curves.get(score.name) or rank_block(stats, profile.shape, i, score, seed)
+            for i, stats in enumerate(profile.blocks)
+        ]
     if key not in profile.curves:
         profile.curves[key] = weighed(profile.curves[raw], profile, score, weigh, seed)
     found: list[BlockCurves] = profile.curves[key]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sentei.errors import InputError
+from sentei.measure.curves import AttentionOption, BlockCurves
 from sentei.measure.profile import PartStats, Profile
-from sentei.measure.ranking import AttentionOption, BlockCurves
 from sentei.measure.scores import Score
 from sentei.plan import ModelShape, Weigh
 
@@ -53,12 +53,12 @@ def _factor(part: PartStats | None, whole: float, score: Score, how: Weigh) -> f
         return 1.0 / max(whole, 1e-30)
     if score.scale != "output":
         return 1.0
-    if part.output_grad is None:
+    if part.grad_energy is None:
         raise InputError(
             "parts are compared by gradients here (--weigh gradient), of which the profile has none; "
             "measure again with --gradient-tokens 8192, or use --weigh energy"
         )
-    return 0.5 * part.output_grad.diagonal().mean().item()
+    return 0.5 * part.grad_energy
 
 
 def _standardised(curves: Sequence[BlockCurves], profile: Profile, score: Score, seed: int) -> list[BlockCurves]:
@@ -81,8 +81,11 @@ def _standardised(curves: Sequence[BlockCurves], profile: Profile, score: Score,
 
 def _standard(part: PartStats, score: Score, seed: int) -> Tensor:
     """The standardised score of every input of the row-pruned matrix, alone: `[n]`."""
-    count = part.mean.numel()
-    scores = score.start(part, torch.Generator().manual_seed(seed)).losses(torch.arange(count)[:, None]).double()
+    found = part.alone.get(score.name)
+    if found is None:
+        inputs = torch.arange(part.mean.numel())[:, None]
+        found = score.start(part, torch.Generator().manual_seed(seed)).losses(inputs)
+    scores = found.double()
     return (scores - scores.mean()) / scores.std().clamp_min(1e-30)
 
 

@@ -50,10 +50,13 @@ class Library:
 
     Args:
         model: the dense model; its parts are replaced while a candidate is evaluated, and put back by `restore`.
-        profile: statistics of that model.
+        profile: statistics of that model, with its Gram matrices.
         menus: of that profile.
         rows: what candidates are scored on; None where they are only switched.
         coding: what genomes mean; default: levels of the menus.
+
+    Raises:
+        InputError: the profile has no Gram matrices.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Library:
         rows: Prepared | None = None,
         coding: Coding | None = None,
     ) -> None:
+        profile.check_grams()
         self.model, self.profile, self.menus, self.prepared = model, profile, menus, rows
         self.coding = coding or menus
         self.rows = 0 if rows is None else len(rows)
@@ -121,14 +125,14 @@ class Library:
         if part == "attention":
             new.num_key_value_groups = plan.heads_per_group
         *_, output = MATRICES_OF[part]
+        grams = self.profile.blocks[block].part(part).whole()
         for name in MATRICES_OF[part]:
             if not entry.at and name not in ranks:
                 continue
             weight, bias = kept(dense, name, plan, self.profile.shape.head_dim)
-            stats = self.profile.blocks[block].part(part)
-            gram = stats.input_gram
-            if name == output:
-                weight, gram = self._refitted(weight, dense, block, part, plan) if entry.at else (weight, stats.gram)
+            gram = grams.gram if name == output else grams.input_gram
+            if name == output and entry.at:
+                weight, gram = self._refitted(weight, dense, gram, block, part, plan)
             if name not in ranks:
                 new._modules[name] = _linear(weight, bias, getattr(dense, name))
                 continue
@@ -145,16 +149,18 @@ class Library:
         heads = [list(heads) for heads in option.query_heads]
         return BlockPlan(kv_groups=list(option.kv_groups), query_heads=heads, ffn=[])
 
-    def _refitted(self, weight: Tensor, dense: Any, block: int, part: str, plan: BlockPlan) -> tuple[Tensor, Tensor]:
+    def _refitted(
+        self, weight: Tensor, dense: Any, gram: Tensor, block: int, part: str, plan: BlockPlan
+    ) -> tuple[Tensor, Tensor]:
         """The kept columns of an output matrix, refitted to the dense outputs, and their Gram matrix."""
-        shape, stats = self.profile.shape, self.profile.blocks[block].part(part)
+        shape = self.profile.shape
         columns = (
             attention_columns(plan.kv_groups, plan.query_heads, shape.blocks[block], shape.head_dim)
             if part == "attention"
             else torch.tensor(plan.ffn)
         )
         full = getattr(dense, MATRICES_OF[part][-1]).weight
-        gram = stats.gram.to(full.device)[columns]
+        gram = gram.to(full.device)[columns]
         inner = gram[:, columns]
         damped = inner + torch.diag(RIDGE * inner.diagonal().clamp_min(torch.finfo(torch.float32).tiny))
         # argmin ‖W x − W' x_K‖² + ridge ‖W' − W_K‖²

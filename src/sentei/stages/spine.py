@@ -27,11 +27,22 @@ def _measure(context: Context) -> dict[str, Any]:
     from sentei.measure.collect import measure
 
     recipe = context.recipe
-    settings = recipe.measure.model_dump()
-    profile = measure(context.dense(), read_texts(recipe.data), progress=context.progress, **settings)
+    profile = measure(
+        context.dense(), read_texts(recipe.data), work=context.work, progress=context.progress, **_measured(recipe)
+    )
     profile.info["data"] = Path(recipe.data).name
     profile.save(context.out / "profile")
     return {"tokens": profile.tokens, "window": profile.window, "model_digest": profile.model_digest}
+
+
+def _measured(recipe: Recipe) -> dict[str, Any]:
+    """How `measure` is called: candidates in place need the Gram matrices."""
+    settings = recipe.measure.model_dump()
+    return settings | {"keep_grams": recipe.measure.keep_grams or _chosen_in_place(recipe)}
+
+
+def _chosen_in_place(recipe: Recipe) -> bool:
+    return recipe.prune == Prune(method="auto") and recipe.budget.limits.low_rank
 
 
 def _check_data(recipe: Recipe) -> None:
@@ -143,8 +154,7 @@ def _plan_tokens(recipe: Recipe) -> float:
     """`auto` reads the judging windows once for the dense model and once for each kind of plan."""
     from sentei.search.choose import CANDIDATES, WINDOWS
 
-    judged = recipe.prune == Prune(method="auto") and recipe.budget.limits.low_rank
-    return (1 + len(CANDIDATES)) * WINDOWS * recipe.measure.window if judged else 0.0
+    return (1 + len(CANDIDATES)) * WINDOWS * recipe.measure.window if _chosen_in_place(recipe) else 0.0
 
 
 def _prove_tokens(recipe: Recipe) -> float:
@@ -203,7 +213,7 @@ def _report(context: Context) -> dict[str, Any]:
 
 MEASURE = Stage(
     _measure,
-    reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
+    reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, _measured(r), r.seed],
     check=_check_data,
     suits=checks.measure_suits,
     tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,

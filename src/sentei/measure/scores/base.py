@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from sentei.measure.profile import PartStats
+from sentei.measure.statistics import PartStats
 
 Scale = Literal["nats", "output", "none"]
 
@@ -36,6 +36,7 @@ class Score:
         scale: what the losses measure: `nats` of the model's loss, squared error at the part's `output`, or `none` of
             these: they order units, and their sums predict nothing.
         needs_gradients: whether the profile's gradient pass is needed.
+        needs_gram: whether `start` reads the part's matrices: then `measure` makes its curves while it has them.
         line: one line for people, with the source.
     """
 
@@ -44,6 +45,7 @@ class Score:
     scale: Scale
     line: str
     needs_gradients: bool = False
+    needs_gram: bool = False
 
 
 @dataclass

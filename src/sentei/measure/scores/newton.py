@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from sentei.algebra.solve import solve
-from sentei.measure.profile import PartStats
 from sentei.measure.scores.base import Additive, Score
+from sentei.measure.statistics import PartStats
 
 
 def relaxed_system(part: PartStats) -> Tensor:
@@ -49,4 +49,5 @@ NEWTON = Score(
     _newton,
     "output",
     "the relaxed mask's exact minimiser, one Cholesky solve (Numerical Pruning, arXiv 2412.12441)",
+    needs_gram=True,
 )

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sentei.algebra.solve import inverse, root
 from sentei.errors import InputError
-from sentei.measure.profile import PartStats
 from sentei.measure.scores.base import Score
+from sentei.measure.statistics import PartStats
 
 RIDGE = 1e-4  # of the mean diagonal: only keeps the inverse finite, the cut chooses its own ridge on held-out data
 BATCH = 64  # inputs between two downdates of the whole, at most; and at most this part of all
@@ -131,8 +131,9 @@ def _obs(part: PartStats, _: torch.Generator) -> Obs:
 
 
 def _obs_fisher(part: PartStats, _: torch.Generator) -> Obs:
-    if part.output_grad is None:
+    if part.grad_energy is None:
         raise InputError("score 'obs-fisher' needs gradients; measure again with --gradient-tokens 8192")
+    assert part.output_grad is not None  # gradients have both
     return Obs((root(part.output_grad / 2) @ part.weight.double()).float(), part.gram)
 
 
@@ -141,6 +142,7 @@ OBS = Score(
     _obs,
     "output",
     "structured optimal brain surgeon: greedy, refitted after every removal (Hassibi & Stork 1993; ZipLM)",
+    needs_gram=True,
 )
 OBS_FISHER = Score(
     "obs-fisher",
@@ -148,4 +150,5 @@ OBS_FISHER = Score(
     "nats",
     "structured OBS whose error is measured by the output gradients (Kronecker-factored Fisher)",
     needs_gradients=True,
+    needs_gram=True,
 )

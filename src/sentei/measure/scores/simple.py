@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sentei.errors import InputError
-from sentei.measure.profile import PartStats
 from sentei.measure.scores.base import Additive, Score
+from sentei.measure.statistics import PartStats
 
 
 def _random(part: PartStats, generator: torch.Generator) -> Additive:
@@ -24,12 +24,12 @@ def _taylor(part: PartStats, _: torch.Generator) -> Additive:
 
 
 def _wanda_sp(part: PartStats, _: torch.Generator) -> Additive:
-    return Additive(part.gram.diagonal() * part.weight.square().sum(0))
+    return Additive(part.input_energy * part.weight_energy)
 
 
 def _flap(part: PartStats, _: torch.Generator) -> Additive:
-    variance = (part.gram.diagonal() - part.mean.square()).clamp_min(0)
-    return Additive(variance * part.weight.square().sum(0))
+    variance = (part.input_energy - part.mean.square()).clamp_min(0)
+    return Additive(variance * part.weight_energy)
 
 
 RANDOM = Score("random", _random, "none", "a seeded draw: the floor for every comparison")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError, InputError
-from sentei.measure.ranking import BlockCurves
+from sentei.measure.curves import BlockCurves
 from sentei.plan import BlockShape, Budget, ModelShape, Weigh
 from sentei.protect import Protect
 from sentei.prune.compensation import COMPENSATIONS

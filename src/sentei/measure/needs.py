@@ -1,0 +1,117 @@
+"""What a measurement takes of memory and disk, said and checked before it begins."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentei.errors import InputError
+from sentei.measure.stored import Contents
+from sentei.memory import check_memory, held
+from sentei.plan import ModelShape
+from sentei.progress import Progress
+
+SYSTEMS = 3  # fp64 matrices of the widest part that ranking its units takes at once
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a measurement takes beside the model.
+
+    Attributes:
+        contents: what is kept.
+        tokens: that are read, padding included.
+        gradient_tokens: of them, that the gradient pass reads.
+        itemsize: of the model's dtype.
+        streamed: whether one block's weights come and go with it.
+    """
+
+    contents: Contents
+    tokens: int
+    gradient_tokens: int
+    itemsize: int
+    streamed: bool
+
+    @property
+    def states(self) -> int:
+        """Hidden states of all tokens."""
+        return self.tokens * self._shape.hidden * self.itemsize
+
+    @property
+    def block(self) -> int:
+        """What one block takes while it is measured: its matrices in fp32, a system of them, its weights."""
+        shape, most = self._shape, 0
+        for index, block in enumerate(shape.blocks):
+            widths = [n for _, _, n in self.contents.parts(index).values()]
+            matrices = 4 * sum(n * (n + shape.hidden) + 2 * shape.hidden**2 for n in widths)
+            weights = shape.attention_params(block) + shape.ffn_params(block)
+            most = max(most, matrices + SYSTEMS * 8 * max(widths, default=0) ** 2 + 2 * (self.itemsize + 4) * weights)
+        return most
+
+    @property
+    def gradients(self) -> int:
+        """What enters each block, of the windows of the gradient pass, and what that pass finds."""
+        if not self.gradient_tokens:
+            return 0
+        entered = self.gradient_tokens * self._shape.hidden * self.itemsize
+        return len(self._shape.blocks) * (entered + 2 * 2 * self._shape.hidden * (self._shape.hidden + 1))
+
+    @property
+    def grams(self) -> int:
+        """Gram matrices of all blocks, where they are kept: a triangle each."""
+        if not self.contents.grams:
+            return 0
+        counts = [
+            sum(_numbers(size) for size in self.contents.matrices(i).values()) for i in range(len(self._shape.blocks))
+        ]
+        return 4 * sum(counts)
+
+    @property
+    def _shape(self) -> ModelShape:
+        return self.contents.shape
+
+    def check(self, limit: int | None, work: Path | None, progress: Progress) -> bool:
+        """Says what it takes, and whether hidden states are spilled to disk: where memory would not do.
+
+        Args:
+            limit: bytes of memory that the process may hold; None: all.
+            work: directory for what need not be in memory; None: everything is.
+            progress: told.
+
+        Raises:
+            InputError: there is too little memory or disk.
+        """
+        graded = 2 * self.gradient_tokens * self._shape.hidden * self.itemsize
+        inside = self.block + graded + (2 * self.grams + self.gradients if work is None else 0)
+        spilled = work is not None and limit is not None and held() + inside + self.states > limit
+        needed = inside + (0 if spilled else self.states)
+        disk = 0 if work is None else 2 * self.states + self.gradients + self.grams
+        beside = " beside the model" if not self.streamed else ""
+        said = f"  measure: {self.tokens:,} tokens, {needed / 1e9:.1f} GB of memory{beside}"
+        progress.say(said + (f", {disk / 1e9:.1f} GB of disk while it goes on" if disk else ""))
+        check_memory(limit, needed, "measure", "read fewer --tokens, or leave out gradients with --gradient-tokens 0")
+        if work is not None:
+            free = shutil.disk_usage(_existing(work)).free + _size(work)
+            if disk > free:
+                raise InputError(
+                    f"measure needs about {disk / 1e9:.2f} GB of disk beside its output, {free / 1e9:.2f} GB are free "
+                    f"in {_existing(work)}; make room, choose an --out elsewhere, or read fewer --tokens"
+                )
+        return spilled
+
+
+def _numbers(size: tuple[int, ...]) -> int:
+    count = 1
+    for side in size:
+        count *= side
+    return count
+
+
+def _existing(path: Path) -> Path:
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _size(path: Path) -> int:
+    """Bytes of what is there already, which is gone on with."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
