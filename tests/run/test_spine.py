@@ -16,6 +16,7 @@ import pytest
 import sentei
 from run.stories import write_recipe
 from sentei.files import read_json
+from sentei.measure import Profile
 from sentei.recipe import Recipe
 
 SENTEI = (sys.executable, "-m", "sentei")
@@ -75,6 +76,18 @@ def test_a_second_budget_measures_nothing_again(whole: Path, recipe: Path, tmp_p
     assert (out / "stages" / "01-measure" / "stage.json").read_bytes() == before
     assert report["budget"]["sparsity"] == 0.3 and report["method"]["name"] == "magnitude"
     assert report == read_json(out / "report.json")
+
+
+def test_a_plan_that_is_tried_in_place_finds_its_gram_matrices(whole: Path, recipe: Path, tmp_path: Path) -> None:
+    """Whatever method the run was begun with: the profile of another one has none."""
+    out = tmp_path / "run"
+    sentei.run(Recipe.load(recipe, ["prune.method=magnitude"]), out)
+    assert not Profile.load(out / "stages" / "01-measure" / "profile").contents.grams
+    before = (out / "stages" / "01-measure" / "stage.json").read_bytes()
+    sentei.run(Recipe.load(recipe), out, overwrite=True)
+    assert (out / "stages" / "01-measure" / "stage.json").read_bytes() == before
+    one, two = (read_json(place / "stages" / "02-plan" / "plan.json") for place in (out, whole))
+    assert one.pop("predicted") == pytest.approx(two.pop("predicted"), rel=1e-6) and one == two
 
 
 @pytest.mark.parametrize("stage", ["02-plan", "04-prove"])

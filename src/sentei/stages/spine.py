@@ -20,28 +20,30 @@ SAME = 0.01  # of a text, above which it is said that it was calibrated on
 
 if TYPE_CHECKING:
     from sentei.data.windows import Windows
+    from sentei.measure.profile import Profile
 
 
 def _measure(context: Context) -> dict[str, Any]:
-    from sentei.data.text import read_texts
-    from sentei.measure.collect import measure
-
     recipe = context.recipe
-    profile = measure(
-        context.dense(), read_texts(recipe.data), work=context.work, progress=context.progress, **_measured(recipe)
-    )
+    profile = _profile(context, keep_grams=recipe.measure.keep_grams or _chosen_in_place(recipe))
     profile.info["data"] = Path(recipe.data).name
     profile.save(context.out / "profile")
     return {"tokens": profile.tokens, "window": profile.window, "model_digest": profile.model_digest}
 
 
-def _measured(recipe: Recipe) -> dict[str, Any]:
-    """How `measure` is called: candidates in place need the Gram matrices."""
-    settings = recipe.measure.model_dump()
-    return settings | {"keep_grams": recipe.measure.keep_grams or _chosen_in_place(recipe)}
+def _profile(context: Context, *, keep_grams: bool) -> Profile:
+    """Statistics of the dense model, in the stage's directory of work."""
+    from sentei.data.text import read_texts
+    from sentei.measure.collect import measure
+
+    recipe = context.recipe
+    settings = recipe.measure.model_dump() | {"keep_grams": keep_grams}
+    texts = read_texts(recipe.data)
+    return measure(context.dense(), texts, work=context.work, progress=context.progress, **settings)
 
 
 def _chosen_in_place(recipe: Recipe) -> bool:
+    """Whether plans are tried in place, which takes the profile's Gram matrices."""
     return recipe.prune == Prune(method="auto") and recipe.budget.limits.low_rank
 
 
@@ -59,6 +61,9 @@ def _plan(context: Context) -> dict[str, Any]:
     profile = Profile.load(context.before["measure"] / "profile")
     recipe = context.recipe
     parts = recipe.prune.model_dump(exclude_none=True)
+    if _chosen_in_place(recipe) and not profile.contents.grams:  # of a run that was begun with another method
+        context.progress.say("  plan: tries candidates in place, for which it measures with Gram matrices")
+        profile = _profile(context, keep_grams=True)
     if recipe.prune == Prune(method="auto"):
         made = choose(context.dense().model, profile, recipe.budget, _judges(context), progress=context.progress)
     else:
@@ -213,7 +218,7 @@ def _report(context: Context) -> dict[str, Any]:
 
 MEASURE = Stage(
     _measure,
-    reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, _measured(r), r.seed],
+    reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
     check=_check_data,
     suits=checks.measure_suits,
     tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,
