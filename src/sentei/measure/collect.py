@@ -110,13 +110,14 @@ def measure(
             bar.advance()
         for index in range(begun or 0, count):
             found = _Block(family, net, windows, shape, index).run(states)
-            stats = found.statistics(gradients.of(index) if gradients else {}).settled(keep_grams=True)
+            stats = found.statistics(gradients.of(index) if gradients else {})
             for score in scores:
                 rank_measured(stats, shape, index, score)
+            stats = stats.settled(keep_grams)
             if isinstance(blocks, StoredBlocks):
                 blocks.write(index, stats)
             else:
-                blocks.append(stats if keep_grams else stats.settled(keep_grams=False))
+                blocks.append(stats)
             states.enter(index + 1)
             bar.advance()
     return Profile(
