@@ -78,11 +78,13 @@ def _content(value: Any) -> Any:
 
 
 class Construction(TorchFunctionMode):
-    """What goes around the dispatcher: `torch.tensor` copies with it off, and `tolist` refuses subclasses."""
+    """Goes around the dispatcher: `torch.tensor` copies with it off, `torch.arange` enlarges only what is held, and
+    `tolist` refuses subclasses."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == NAME:
+        made_here = (torch.tensor, torch.arange)
+        if function in made_here and torch.device(kwargs.get("device") or "cpu").type == NAME:
             return function(*args, **(kwargs | {"device": "cpu"})).to(NAME)
         if function is torch.Tensor.tolist:
             return _content(args[0]).tolist()

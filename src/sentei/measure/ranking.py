@@ -62,8 +62,8 @@ def rank_attention(
     groups, repeat = block.kv_groups, block.heads_per_group
     if stats.attention is None:
         return [AttentionOption((), (), 0.0)]
-    columns = torch.arange(groups * repeat * head_dim, device=stats.attention.mean.device)
-    columns = columns.view(groups, repeat, head_dim)
+    columns = torch.arange(groups * repeat * head_dim).view(groups, repeat, head_dim)
+    device = stats.attention.mean.device
     seed = int(torch.randint(2**31, (), generator=generator))
     whole = score.start(stats.attention, torch.Generator().manual_seed(seed))
     options: list[AttentionOption] = []
@@ -74,16 +74,16 @@ def rank_attention(
         for _ in range(removed_heads):
             worst = []
             for group, heads in enumerate(kept):
-                cheapest = int(remover.losses(columns[group, heads]).argmin())
+                cheapest = int(remover.losses(columns[group, heads].to(device)).argmin())
                 worst.append(columns[group, heads.pop(cheapest)])
-            loss += remover.remove(torch.stack(worst))
+            loss += remover.remove(torch.stack(worst).to(device))
         alive = list(range(groups))
         while True:
             if alive or removed_heads == 0:
                 options.append(AttentionOption(tuple(alive), tuple(tuple(kept[g]) for g in alive), loss))
             if not alive:
                 break
-            units = torch.stack([columns[group, kept[group]].flatten() for group in alive])
+            units = torch.stack([columns[group, kept[group]].flatten() for group in alive]).to(device)
             cheapest = int(remover.losses(units).argmin())
             loss += max(remover.remove(units[cheapest][None]), 0.0)
             alive.pop(cheapest)
