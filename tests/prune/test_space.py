@@ -73,6 +73,29 @@ def test_steps_are_the_corners_of_the_hull() -> None:
     assert [to for to, _ in straight.steps] == [1, 2], "points on the chord are stops too"
 
 
+def test_a_segment_that_saves_more_than_asked_is_left_out_where_finer_genes_do_for_less() -> None:
+    coarse = [Gene(f"coarse {i}", (1000, 0), (0.0, 10.0 + i)) for i in range(3)]  # 0.01 per cost
+    fine = Gene("fine", tuple(range(100, -1, -10)), tuple(0.2 * i for i in range(11)))  # 0.02 per cost
+    space = Space((*coarse, fine))
+    dense = space.cost(space.dense)
+    assert space.solve(dense - 15) == (0, 0, 0, 2), "20 of the fine gene lose 0.4, the coarse one 10"
+    assert space.solve(dense - 1000) == (1, 0, 0, 0)
+    assert space.solve(dense - 1040) == (1, 0, 0, 4)
+
+
+def test_an_even_share_is_the_least_that_the_budget_allows() -> None:
+    space = random_space(levels=101)
+    budget = 0.7 * space.cost(space.dense)
+    found = space.evenly(budget)
+    kept = [gene.costs[level] / gene.costs[0] for gene, level in zip(space.genes, found, strict=True)]
+    assert space.cost(found) <= budget and space.fill(found, budget) == found
+    middle = float(np.median(kept))
+    assert sum(abs(share - middle) > 0.01 for share in kept) <= 2, "what is filled are a few genes"
+    assert space.cost(space.uniform(1 - middle)) == pytest.approx(budget, rel=0.01)
+    with pytest.raises(InfeasibleError, match="smallest choice"):
+        space.evenly(space.cost(space.smallest) - 1)
+
+
 def test_multipliers_move_the_removal_elsewhere() -> None:
     pair = Space(tuple(Gene(name, (10, 5, 0), (0.0, 1.0, 2.5)) for name in "ab"))
     assert pair.solve(15, [1, 3]) == (1, 0)

@@ -17,10 +17,10 @@ from sentei.measure.profile import Profile
 from sentei.metrics.score import prepare
 from sentei.models.load import load
 from sentei.progress import Progress
+from sentei.prune.matrices import FINE, Matrices
 from sentei.prune.menu import Menus
 from sentei.search.goal import Evaluator
 from sentei.search.library import Coding, Library
-from sentei.search.matrices import FINE, Matrices
 from sentei.search.workers import Mapper, Processes
 
 

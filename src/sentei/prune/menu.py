@@ -9,9 +9,11 @@ are scaled by the share of it that stays.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import neg
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +23,13 @@ from sentei.errors import InputError
 from sentei.measure.profile import Profile
 from sentei.plan import BlockShape, Storage, stored
 from sentei.prune.allocation.problem import Choice, Problem
-from sentei.prune.methods import KINDS, LOW_RANK, STRUCTURAL
+from sentei.prune.methods import LOW_RANK, STRUCTURAL
 from sentei.prune.space import Gene, Genome, Space
 
 LEVELS = 24  # entries of a menu
 PRICES = np.geomspace(1e-12, 1e-2, 64)  # nats per parameter: from all but free to dearer than any component
-FFN_STEPS = 32  # channel counts of a menu; the rest of a budget is filled channel by channel
+FINE_PRICES = np.geomspace(1e-12, 1e-2, 1024)  # of the ranks of whole parts, where a menu has any number of entries
+FFN_STEPS = 32  # channel counts of a menu that is short, or whose matrices have ranks
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class Menus:
 
     Args:
         problem: curves (with losses in nats), prices and legal sizes.
-        profile: whose rank losses are read.
+        profile: whose rank losses are read, where there are ranks.
         kinds: "structural", "low-rank", or both.
         storage: of low-rank matrices.
-        levels: entries of a menu at most.
+        levels: entries of a menu at most; None: every count of channels, and many more ranks.
         times: prices entries by what they take on this machine, instead of the budget's unit.
 
     Raises:
@@ -74,19 +77,20 @@ class Menus:
     def __init__(
         self,
         problem: Problem,
-        profile: Profile,
-        kinds: Sequence[str] = KINDS,
+        profile: Profile | None = None,
+        kinds: Sequence[str] = (STRUCTURAL,),
         storage: Storage = "factors",
-        levels: int = LEVELS,
+        levels: int | None = None,
         times: Times | None = None,
     ) -> None:
         self.problem, self.kinds, self.storage, self.times = problem, tuple(kinds), storage, times
+        self._matrices: dict[tuple[int, str, int], dict[str, tuple[int, int]]] = {}
         self.fixed = problem.fixed if times is None else times.around
         units = {"params": 1, "flops": 2, "bytes": problem.dense.itemsize}
         self.unit = units[problem.budget.metric]  # what a parameter costs
         self.rank_losses = [
             {"attention": b.attention.ranks if b.attention else {}, "ffn": b.ffn.ranks if b.ffn else {}}
-            for b in profile.blocks
+            for b in (profile.blocks if profile else ())
         ]
         if LOW_RANK in kinds:
             _check(problem)
@@ -107,7 +111,10 @@ class Menus:
 
     def matrices(self, block: int, part: str, at: int) -> dict[str, tuple[int, int]]:
         """Sizes of the thinned part's matrices."""
-        return self.problem.dense.matrices(self.size(block, part, at))
+        key = (block, part, at)
+        if key not in self._matrices:
+            self._matrices[key] = self.problem.dense.matrices(self.size(block, part, at))
+        return self._matrices[key]
 
     def rank_loss(self, block: int, part: str, at: int, name: str) -> NDArray[np.float64]:
         """Predicted nats when the matrix keeps rank 0 … K, K being the full rank of the thinned matrix."""
@@ -123,6 +130,8 @@ class Menus:
         if self.times is not None:
             return self.times.part(self.size(block, part, at).model_copy(update={"ranks": ranks}))
         costs = self.problem.attention_costs if part == "attention" else self.problem.ffn_costs
+        if not ranks:
+            return int(costs[block][at])
         sizes = self.matrices(block, part, at)
         saved = sum(
             stored(*sizes[name], None) - stored(*sizes[name], rank, self.storage) for name, rank in ranks.items()
@@ -137,29 +146,23 @@ class Menus:
         loss += sum(float(self.rank_loss(menu.block, menu.part, at, n)[rank]) for n, rank in ranks.items())
         return Entry(at, tuple(ranks.items()), self.price(menu.block, menu.part, at, ranks), loss)
 
-    def _menu(self, block: int, part: str, levels: int) -> tuple[Entry, ...]:
-        found = [entry for at in self._thinned(block, part) for entry in self._ranked(block, part, at)]
-        return _thin(_front(found), levels)
+    def _menu(self, block: int, part: str, levels: int | None) -> tuple[Entry, ...]:
+        curves, problem = self.problem.curves[block], self.problem
+        legal = np.flatnonzero((problem.attention_legal if part == "attention" else problem.ffn_legal)[block])
+        thinned = legal.tolist() if STRUCTURAL in self.kinds else [0]
+        ranked = thinned if part == "attention" else _spread(thinned, problem.dense.blocks[block].ffn)
+        losses = [option.loss for option in curves.attention] if part == "attention" else curves.ffn_loss
+        found = [
+            Entry(at, (), self.price(block, part, at, {}), losses[at]) for at in (thinned if levels is None else ranked)
+        ]
+        if LOW_RANK in self.kinds and not problem.protects(part, block):
+            for at in ranked:
+                prices = FINE_PRICES if levels is None and not at else PRICES
+                found += self._ranked(block, part, at, losses[at], prices)
+        return _front(found) if levels is None else _thin(_front(found), levels)
 
-    def _thinned(self, block: int, part: str) -> list[int]:
-        """Attention options, or counts of removed channels, that the kinds and the engine allow."""
-        problem = self.problem
-        if STRUCTURAL not in self.kinds:
-            return [0]
-        if part == "attention":
-            return [int(i) for i in np.flatnonzero(problem.attention_legal[block])]
-        full = problem.dense.blocks[block].ffn
-        legal = np.flatnonzero(problem.ffn_legal[block])
-        wanted = np.linspace(0, full, FFN_STEPS + 1)
-        return sorted({int(legal[np.abs(legal - count).argmin()]) for count in wanted})
-
-    def _ranked(self, block: int, part: str, at: int) -> Iterator[Entry]:
-        curves = self.problem.curves[block]
-        base = curves.attention[at].loss if part == "attention" else curves.ffn_loss[at]
-        yield Entry(at, (), self.price(block, part, at, {}), base)
+    def _ranked(self, block: int, part: str, at: int, base: float, worth: NDArray[np.float64]) -> Iterator[Entry]:
         sizes = self.matrices(block, part, at)
-        if LOW_RANK not in self.kinds or not sizes or self.problem.protects(part, block):
-            return
         best: dict[str, tuple[NDArray[np.int64], NDArray[np.float64]]] = {}
         for name, (out, into) in sizes.items():
             ranks = np.arange(1, break_even(out, into, self.storage) + 1)
@@ -167,13 +170,15 @@ class Menus:
                 continue
             prices = np.array([stored(out, into, int(rank), self.storage) for rank in ranks])
             losses = self.rank_loss(block, part, at, name)[ranks]
-            totals = losses + PRICES[:, None] * prices
+            totals = losses + worth[:, None] * prices
             picked = totals.argmin(1)
-            low = totals[np.arange(len(PRICES)), picked] < PRICES * out * into  # else the dense matrix is better
+            low = totals[np.arange(len(worth)), picked] < worth * out * into  # else the dense matrix is better
             best[name] = np.where(low, ranks[picked], 0), np.where(low, losses[picked], 0.0)
-        for step in range(len(PRICES)):
+        before: dict[str, int] = {}
+        for step in range(len(worth)):
             chosen = {name: int(ranks[step]) for name, (ranks, _) in best.items() if ranks[step]}
-            if chosen:
+            if chosen and chosen != before:
+                before = chosen
                 loss = base + sum(float(losses[step]) for _, losses in best.values())
                 yield Entry(at, tuple(chosen.items()), self.price(block, part, at, chosen), loss)
 
@@ -194,66 +199,28 @@ class Menus:
         """Cost of one entry per part, with all that no choice changes."""
         return self.fixed + sum(entry.cost for entry in entries)
 
-    def fill(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Gives back, one unit at a time and the most useful first, what still fits under the target.
+    def solve(self) -> list[Entry]:
+        """One entry per part with the least predicted loss for the problem's budget.
 
-        A unit is an FFN channel or a component of one matrix.
+        Raises:
+            InfeasibleError: the smallest entries of all parts cost more.
         """
-        kept = list(entries)
-        slack = self.problem.target - self.cost(kept)
-        steps = [self._steps(i, entry) for i, entry in enumerate(kept)]
-        while True:
-            fitting = [
-                (gain / cost, i, new) for i, found in enumerate(steps) for gain, cost, new in found if cost <= slack
-            ]
-            if not fitting:
-                return kept
-            _, i, new = max(fitting, key=lambda step: (step[0], -step[1]))
-            slack -= new.cost - kept[i].cost
-            kept[i] = new
-            steps[i] = self._steps(i, new)
+        self.problem.refuse_above(self.space.cost(self.space.smallest))
+        return self.entries(self.space.solve(self.problem.target))
 
-    def _steps(self, position: int, entry: Entry) -> list[tuple[float, int, Entry]]:
-        """Every way to give one unit back to a part: loss that is won, cost, and the entry then."""
-        menu = self.parts[position]
-        block, part, ranks = menu.block, menu.part, dict(entry.ranks)
-        found = []
-        if part == "ffn" and entry.at and self.matrices(block, part, entry.at):
-            legal = np.flatnonzero(self.problem.ffn_legal[block][: entry.at])
-            if len(legal):
-                at, curve = int(legal[-1]), self.problem.curves[block].ffn_loss
-                found.append(self._step(entry, menu, at, ranks, curve[entry.at] - curve[at]))
-        for name, rank in ranks.items():
-            out, into = self.matrices(block, part, entry.at)[name]
-            if rank < break_even(out, into, self.storage):
-                losses = self.rank_loss(block, part, entry.at, name)
-                found.append(
-                    self._step(entry, menu, entry.at, ranks | {name: rank + 1}, losses[rank] - losses[rank + 1])
-                )
-        return found
-
-    def _step(self, entry: Entry, menu: Menu, at: int, ranks: dict[str, int], gain: float) -> tuple[float, int, Entry]:
-        cost = self.price(menu.block, menu.part, at, ranks)
-        return max(gain, 0.0), cost - entry.cost, Entry(at, tuple(ranks.items()), cost, entry.loss - gain)
+    def refilled(self, choices: Sequence[Choice]) -> list[Choice]:
+        """Gives channels back, the most useful first, until not one more legal step fits under the target."""
+        ffn, costs = self.space.genes[1::2], self.problem.ffn_costs
+        kept = [int(costs[i][choice.removed]) for i, choice in enumerate(choices)]
+        space = Space(ffn, self.problem.cost(choices) - sum(kept))
+        levels = [bisect_left(gene.costs, -cost, key=neg) for gene, cost in zip(ffn, kept, strict=True)]
+        filled = zip(choices, self.parts[1::2], space.fill(tuple(levels), self.problem.target), strict=True)
+        return [Choice(choice.attention, menu.entries[level].at) for choice, menu, level in filled]
 
     def choices(self, entries: Sequence[Entry]) -> tuple[list[Choice], list[dict[str, int]]]:
         """Per block, its choice and its ranks."""
         pairs = list(zip(entries[::2], entries[1::2], strict=True))
         return [Choice(a.at, f.at) for a, f in pairs], [dict(a.ranks) | dict(f.ranks) for a, f in pairs]
-
-
-def uniform(menus: Menus, share: float) -> list[Entry]:
-    """LLM-Sieve's uniform level (section 4): every matrix keeps rank `⌊share · HD / (H + D)⌋`, at least 1."""
-    kept = []
-    for position, menu in enumerate(menus.parts):
-        ranks = {}
-        protected = menus.problem.protects(menu.part, menu.block)
-        for name, (out, into) in ({} if protected else menus.matrices(menu.block, menu.part, 0)).items():
-            rank = max(1, int(share * out * into / (out + into)))
-            if rank <= break_even(out, into, menus.storage):
-                ranks[name] = rank
-        kept.append(menus.entry(position, 0, ranks))
-    return kept
 
 
 def _check(problem: Problem) -> None:
@@ -264,7 +231,13 @@ def _check(problem: Problem) -> None:
         )
 
 
-def _front(entries: list[Entry]) -> list[Entry]:
+def _spread(counts: list[int], full: int) -> list[int]:
+    """Of some counts those nearest to `FFN_STEPS` even ones."""
+    known = np.array(counts)
+    return sorted({int(known[np.abs(known - count).argmin()]) for count in np.linspace(0, full, FFN_STEPS + 1)})
+
+
+def _front(entries: list[Entry]) -> tuple[Entry, ...]:
     """Entries that no other beats in cost and loss at once, the dearest first; the dense one is always there."""
     dense = entries[0]
     kept: list[Entry] = []
@@ -272,13 +245,13 @@ def _front(entries: list[Entry]) -> list[Entry]:
         if not kept or entry.loss < kept[-1].loss:
             kept.append(entry)
     kept = [entry for entry in kept if entry.cost < dense.cost]
-    return [dense, *reversed(kept)]
+    return (dense, *reversed(kept))
 
 
-def _thin(entries: list[Entry], levels: int) -> tuple[Entry, ...]:
+def _thin(entries: tuple[Entry, ...], levels: int) -> tuple[Entry, ...]:
     """At most `levels` entries, evenly spread over the cost, with the first and the last."""
     if len(entries) <= levels:
-        return tuple(entries)
+        return entries
     wanted = np.linspace(entries[0].cost, entries[-1].cost, levels)
     costs = np.array([entry.cost for entry in entries])
     kept = sorted({int(np.abs(costs - cost).argmin()) for cost in wanted} | {0, len(entries) - 1})

@@ -15,7 +15,8 @@ from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.compensation import COMPENSATIONS
-from sentei.prune.menu import LEVELS, Entry, Menus, Times, uniform
+from sentei.prune.matrices import Matrices
+from sentei.prune.menu import LEVELS, Entry, Menus, Times
 from sentei.prune.methods import KINDS, LOW_RANK, OURS, Method
 from sentei.prune.methods import method as preset
 from sentei.prune.weighing import weighed
@@ -74,10 +75,17 @@ def plan(
     changed = (*names, weigh) != ours or protect is not None
     label = f"{method} (changed)" if changed else method
     if LOW_RANK in base.kinds and (base.name != "auto" or budget.limits.low_rank):
-        menus = menus_for(
-            profile, budget, base.kinds, score=names[0], compensation=names[2], protect=kept, storage=storage
+        own = menus_for(
+            profile,
+            budget,
+            base.kinds,
+            score=names[0],
+            compensation=names[2],
+            protect=kept,
+            storage=storage,
+            levels=None,
         )
-        made = plan_of(profile, menus, solve_menus(menus, names[1]), method=label, allocation=names[1])
+        made = plan_of(profile, own, solve_menus(own, names[1]), method=label, allocation=names[1])
     else:
         rule = ALLOCATIONS[names[1]]
         problem = problem_for(profile, budget, names[0], names[2], kept, weigh, seed, ranked=rule.needs_score)
@@ -153,7 +161,7 @@ def menus_for(
     compensation: str = "residual",
     protect: Protect = OWN_PROTECT,
     storage: Storage = "factors",
-    levels: int = LEVELS,
+    levels: int | None = LEVELS,
     times: Times | None = None,
 ) -> Menus:
     """What every part of every block may become; see `Menus`.
@@ -199,16 +207,11 @@ def solve_menus(menus: Menus, allocation: str) -> list[Entry]:
         known = " or ".join(RANK_ALLOCATIONS)
         raise InputError(f"allocation {allocation!r} knows no ranks; use {known}, or --method structural")
     if allocation == "uniform":
-        low, high = 0.0, 1.0
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if menus.cost(uniform(menus, middle)) <= problem.target else (low, middle)
-        entries = uniform(menus, low)
-        if menus.cost(entries) > problem.target:
+        matrices = Matrices(menus, kept=None)
+        if not matrices.genes or matrices.space.cost(matrices.space.smallest) > problem.target:
             raise InfeasibleError(f"{problem.budget.describe()} leaves less than rank 1 of every matrix; ask for less")
-        return menus.fill(entries)
-    problem.refuse_above(menus.space.cost(menus.space.smallest))
-    return menus.fill(menus.entries(menus.space.solve(problem.target)))
+        return matrices.entries(matrices.space.evenly(problem.target))
+    return menus.solve()
 
 
 def _made(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from sentei.errors import InfeasibleError
 from sentei.files import hash_json
 
 Genome = tuple[int, ...]  # the level of each gene; 0: dense
+DETOURS = 32  # segments that a solution goes on without, at most
+CLOSE = 1e-4  # so near to the bound of the relaxation no detour is worth its time
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,8 @@ class Space:
 
         The relaxation takes hull segments in rising loss per cost until the budget is met, which is the optimum for
         every budget that it meets exactly (Everett, Operations Research 11, 1963); between these, the loss is at most
-        one segment above the optimum.
+        one segment above the optimum. Where that last segment saves more than was asked for, genes with finer levels
+        may do for less: the walk goes on without it, and the best of such genomes is taken.
 
         Args:
             budget: the most that it may cost.
@@ -141,7 +145,26 @@ class Space:
         Raises:
             InfeasibleError: the smallest genome costs more.
         """
-        return self.fill(self.shrink(self.dense, budget, multipliers), budget, multipliers)
+        start, held, best = self.dense, set[int](), None
+        if self.cost(start) <= budget:
+            return start
+        bound = -math.inf
+        while len(held) < DETOURS and (walked := self._walk(start, budget, multipliers, held)):
+            found, start, last = walked
+            found = self.fill(found, budget, multipliers)
+            best = min(best or found, found, key=lambda genome: self.loss(genome, multipliers))
+            bound = bound if held else self._bound(start, last, budget, multipliers)
+            if self.loss(best, multipliers) <= bound:
+                break
+            held.add(last)
+        if best is None:
+            self._refuse(budget)
+        return best
+
+    def _bound(self, start: Genome, last: int, budget: float, multipliers: Sequence[float] | None) -> float:
+        """What no genome within the budget loses less than, but for `CLOSE`: the first segment to meet it, in part."""
+        slope = self.genes[last].steps[start[last]][1] * self._multipliers(multipliers)[last]
+        return (1 + CLOSE) * (self.loss(start, multipliers) + float(slope) * (self.cost(start) - budget))
 
     def shrink(self, genome: Genome, budget: float, multipliers: Sequence[float] | None = None) -> Genome:
         """Goes from a genome down its genes' hulls, the least loss per cost first, until the budget is met.
@@ -149,25 +172,58 @@ class Space:
         Raises:
             InfeasibleError: the smallest genome costs more.
         """
-        if (least := self.cost(self.smallest)) > budget:
-            raise InfeasibleError(
-                f"the smallest choice costs {least:,}, more than the {budget:,.0f} asked for; ask for more"
-            )
+        if self.cost(genome) <= budget:
+            return genome
+        walked = self._walk(genome, budget, multipliers)
+        if walked is None:
+            self._refuse(budget)
+        return walked[0]
+
+    def _refuse(self, budget: float) -> NoReturn:
+        least = self.cost(self.smallest)
+        raise InfeasibleError(
+            f"the smallest choice costs {least:,}, more than the {budget:,.0f} asked for; ask for more"
+        )
+
+    def _walk(
+        self, genome: Genome, budget: float, multipliers: Sequence[float] | None, held: Collection[int] = ()
+    ) -> tuple[Genome, Genome, int] | None:
+        """Down the hulls of all genes but those held.
+
+        Returns:
+            The first genome within the budget, the one before it, and the gene between them; None where there is none.
+        """
         factors, levels, cost = self._multipliers(multipliers), list(genome), self.cost(genome)
 
         def step(i: int) -> tuple[float, int]:
             return float(factors[i]) * self.genes[i].steps[levels[i]][1], i
 
-        heap = [step(i) for i, gene in enumerate(self.genes) if levels[i] < len(gene.costs) - 1]
+        heap = [step(i) for i, gene in enumerate(self.genes) if i not in held and levels[i] < len(gene.costs) - 1]
         heapq.heapify(heap)
-        while cost > budget:
+        while heap:
             _, i = heapq.heappop(heap)
             gene, level = self.genes[i], levels[i]
             levels[i] = gene.steps[level][0]
             cost -= gene.costs[level] - gene.costs[levels[i]]
+            if cost <= budget:
+                return tuple(levels), (*levels[:i], level, *levels[i + 1 :]), i
             if levels[i] < len(gene.costs) - 1:
                 heapq.heappush(heap, step(i))
-        return tuple(levels)
+        return None
+
+    def evenly(self, budget: float) -> Genome:
+        """The same share of every gene's cost removed, as little as the budget allows; then the slack is filled.
+
+        Raises:
+            InfeasibleError: the smallest genome costs more.
+        """
+        if self.cost(self.smallest) > budget:
+            self._refuse(budget)
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (low, middle) if self.cost(self.uniform(middle)) <= budget else (middle, high)
+        return self.fill(self.uniform(high), budget)
 
     def fill(
         self,

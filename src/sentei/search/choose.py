@@ -45,7 +45,7 @@ def choose(model: Any, profile: Profile, budget: Budget, windows: Windows, *, pr
     with (progress or Progress()).stage("choose", total=len(CANDIDATES), unit="kinds") as bar:
         dense = math.log(perplexity(model, ids).value)
         for name, kinds in CANDIDATES.items():
-            menus = menus_for(profile, budget, kinds)
+            menus = menus_for(profile, budget, kinds, levels=None)
             try:
                 entries = solve_menus(menus, "global")
             except InfeasibleError:

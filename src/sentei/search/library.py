@@ -33,7 +33,7 @@ MEMORY = 2.0  # modules that are kept, in sizes of the dense model's blocks
 
 
 class Coding(Protocol):
-    """What genomes mean: the menus' own levels, or one gene per matrix (`sentei.search.matrices`)."""
+    """What genomes mean: the menus' own levels, or one gene per matrix (`sentei.prune.matrices`)."""
 
     @property
     def space(self) -> Space:

@@ -179,45 +179,6 @@ class Problem:
                 f"{kept} ({1 - smallest / dense:.1%} removed); ask for at least that"
             )
 
-    def fill(self, choices: Sequence[Choice]) -> list[Choice]:
-        """Gives channels back, the most useful first, until not one more legal step fits under the target."""
-        return self._walk(choices, back=True)
-
-    def shrink(self, choices: Sequence[Choice]) -> list[Choice]:
-        """Takes channels away, the least useful first, until the target is met or no channel is left."""
-        return self._walk(choices, back=False)
-
-    def _walk(self, choices: Sequence[Choice], *, back: bool) -> list[Choice]:
-        """Moves one FFN at a time by its smallest legal step, always the one with the best loss per cost."""
-        choices = list(choices)
-        slack = self.target - self.cost(choices)
-        steps: dict[int, tuple[float, int, int]] = {}  # block: loss per cost, channels removed then, cost saved
-
-        def look(i: int) -> None:
-            steps.pop(i, None)
-            removed = choices[i].removed
-            legal = np.flatnonzero(self.ffn_legal[i][:removed] if back else self.ffn_legal[i][removed + 1 :])
-            if len(legal):
-                to = int(legal[-1]) if back else removed + 1 + int(legal[0])
-                saved = int(self.ffn_costs[i][removed] - self.ffn_costs[i][to])
-                loss = abs(self.curves[i].ffn_loss[to] - self.curves[i].ffn_loss[removed])
-                steps[i] = (loss / max(abs(saved), 1), to, saved)
-
-        for i in range(len(choices)):
-            look(i)
-        while back or slack < 0:
-            fitting = [i for i, (_, _, saved) in steps.items() if slack + saved >= 0 or not back]
-            if not fitting:
-                break
-            best = (
-                max(fitting, key=lambda i: (steps[i][0], -i)) if back else min(fitting, key=lambda i: (steps[i][0], i))
-            )
-            _, to, saved = steps[best]
-            choices[best] = Choice(choices[best].attention, to)
-            slack += saved
-            look(best)
-        return choices
-
 
 @dataclass(frozen=True)
 class Allocation:

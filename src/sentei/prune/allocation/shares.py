@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from sentei.errors import InfeasibleError
 from sentei.prune.allocation.problem import MAX_SHARE, Allocation, Choice, Problem
+from sentei.prune.menu import Menus
 
 AMPLITUDE = 1.0  # A / Δ of the authors' scripts: `--layer_prune_distribution_amplitude 0.02`, Δ = 1.00 / 50
 
@@ -58,7 +59,7 @@ def _solve(problem: Problem, tilt: NDArray[np.float64], *, carry: bool) -> list[
         raise InfeasibleError(
             f"{problem.budget.describe()} needs more than {MAX_SHARE:.0%} of some parts here; use --allocation global"
         )
-    return problem.fill(choices(found))
+    return Menus(problem).refilled(choices(found))
 
 
 def _bisect(enough: Callable[[float], bool]) -> float:

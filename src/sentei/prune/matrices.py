@@ -19,20 +19,23 @@ class Matrices:
 
     Args:
         menus: of the model; only their whole parts are used.
-        kept: shares of the levels after the dense one, falling.
+        kept: shares of the levels after the dense one, falling; None: every rank of what is not protected.
     """
 
-    def __init__(self, menus: Menus, kept: Sequence[float] = KEPT) -> None:
+    def __init__(self, menus: Menus, kept: Sequence[float] | None = KEPT) -> None:
         self.menus = menus
         self.names: list[tuple[int, str]] = []  # position of the part, matrix
         self.ranks: list[list[int | None]] = []
         self.genes: list[Gene] = []
         for position, menu in enumerate(menus.parts):
+            if kept is None and menus.problem.protects(menu.part, menu.block):
+                continue
             for name, (out, into) in menus.matrices(menu.block, menu.part, 0).items():
                 ranks: list[int | None] = [None]
-                for share in kept:
-                    rank = max(1, int(share * out * into / (out + into)))
-                    if rank <= break_even(out, into, menus.storage) and rank != ranks[-1]:
+                shares = (max(1, int(share * out * into / (out + into))) for share in kept or ())
+                most = break_even(out, into, menus.storage)
+                for rank in range(most, 0, -1) if kept is None else shares:
+                    if rank <= most and rank != ranks[-1]:
                         ranks.append(rank)
                 losses = menus.rank_loss(menu.block, menu.part, 0, name)
                 costs = tuple(menus.unit * stored(out, into, rank, menus.storage) for rank in ranks)
