@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sentei.errors import InputError
 from sentei.files import JSONError, write_text
+from sentei.memory import parse_bytes
 from sentei.plan import Budget, Refine, Storage, Weigh
 from sentei.protect import Protect
 from sentei.schema import LARGEST, Count, Positive, Seed, load_yaml, parse, read_yaml
@@ -187,6 +188,8 @@ class Recipe(_Section):
             name. A run keeps what it was started with, wherever it goes on.
         device: `auto` (a CUDA GPU if there is one, else the CPU), `cpu`, `cuda`, `cuda:1` or `mps`. No result hangs on
             it but for rounding, so a run may go on on another one.
+        memory: that the run may hold, like "4GB": every stage then reads models block by block, and one that cannot is
+            refused before the start; left out: models are in memory.
     """
 
     model: str
@@ -200,10 +203,26 @@ class Recipe(_Section):
     ship: Ship | None = None
     dtype: Literal["auto", "stored", "bfloat16", "float16", "float32"] = "auto"
     device: str = "auto"
+    memory: str | None = None
     trust_remote_code: bool = False
     seed: Seed = 0
     minutes: float | None = Field(default=None, gt=0)
     fitted: Fitted | None = None
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _a_size(cls, value: Any) -> Any:
+        if value is not None:
+            try:
+                parse_bytes(str(value))
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return value if value is None else str(value)
+
+    @property
+    def limit(self) -> int | None:
+        """`memory` in bytes."""
+        return None if self.memory is None else parse_bytes(self.memory)
 
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -240,4 +240,6 @@ class _Run:
         recipe = self.recipe
         self.progress.say(f"  loading {Path(recipe.model).name}")
         trust = recipe.trust_remote_code
-        return load(recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=trust)
+        return load(
+            recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=trust, memory=recipe.limit
+        )

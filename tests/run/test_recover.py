@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sentei
 from sentei.errors import InputError
@@ -41,6 +42,7 @@ def patched() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sentei.recover.select.select._embedded", embedded)
         patch.setattr("sentei.recover.select.embed.find_embedder", lambda: Path())
+        patch.setattr("sentei.recover.select.select.embedder_bytes", lambda model: 0)
         patch.setattr("sentei.recover.select.damage.SHARD_TOKENS", 1000)  # several, to go on from, in a small pool too
         yield
 
@@ -116,6 +118,20 @@ def made(out: Path) -> dict[str, Any]:
     recovery = report["recovery"]
     del recovery["cost"], recovery["tune"]["seconds"]
     return found | {"recovery": recovery, "figures": [f for f in report["figures"] if f["group"] != "memory"]}
+
+
+def test_a_run_that_reads_models_block_by_block_gives_the_same(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "streamed"
+    sentei.run(Recipe.load(recipe, ["memory=64GB"]), out)
+    for stage in ("cut", "tune"):
+        one, other = (
+            sentei.load(next(run.glob(f"stages/*-{stage}")) / "model", dtype="float32") for run in (whole, out)
+        )
+        for (name, value), twin in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(value, twin), (stage, name)
+    for name in ("capabilities.json", "manifest.jsonl"):
+        first, second = (next(run.glob(f"stages/*/{name}")).read_text() for run in (whole, out))
+        assert first == second
 
 
 def test_the_report_of_a_run_with_recovery(whole: Path) -> None:

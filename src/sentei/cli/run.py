@@ -27,6 +27,10 @@ def run_command(
         str | None,
         typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps; default: recipe's."),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option("--memory", metavar="SIZE", help="Keep within this much, like 4GB; default: recipe's, or all."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Use a run directory again; what did not change is kept.")
     ] = False,
@@ -38,7 +42,7 @@ def run_command(
     from sentei.recipe import Recipe
     from sentei.run import run
 
-    given = {"minutes": minutes, "device": device}
+    given = {"minutes": minutes, "device": device, "memory": memory}
     wanted = Recipe.load(
         recipe, [*(set_ or []), *(f"{key}={value}" for key, value in given.items() if value is not None)]
     )

@@ -107,14 +107,18 @@ def _load_within(
         progress.say(f"  export: {(held() + needed) / 1e9:.2f} GB of memory, one block at a time")
         check_memory(memory, needed, f"export to {route.name}", "allow more")
         return loaded
-    params = sum(p.numel() for p in loaded.model.parameters())
-    needed = int(params * (2 * size + route.holds)) + _GRAPH_LIBRARIES
+    needed = whole_bytes(route, sum(p.numel() for p in loaded.model.parameters()), size)
     whole = f"{route.name} holds the whole model"
     progress.say(f"  export: {(held() + needed) / 1e9:.2f} GB of memory, as {whole}")
     if not isinstance(model, (str, Path)):
         raise InputError(f"{whole}, which is not in memory; load it without `memory`")
     check_memory(memory, needed, f"export to {route.name}", f"{whole}; allow more, or use --to hf or --to gguf")
     return load_for(model, dtype)
+
+
+def whole_bytes(route: Route, params: int, itemsize: int) -> int:
+    """What a route that holds the whole model takes: weights, the file that they are read from, and what it makes."""
+    return int(params * (2 * itemsize + route.holds)) + _GRAPH_LIBRARIES
 
 
 def load_for(model: Loaded | str | Path, dtype: str = "auto", memory: int | None = None) -> Loaded:

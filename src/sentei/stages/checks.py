@@ -95,11 +95,33 @@ def tune_suits(recipe: Recipe, dense: Loaded) -> None:
     if recipe.budget.metric == "params":
         params = min(params, recipe.budget.target(family_of(config).shape(config)))
     parameter_budget(recipe.recover.budget_params, params)
+    shape = family_of(config).shape(config)
+    tune_fits(recipe, dense, recipe.budget.target(shape) / recipe.budget.cost(shape))
+
+
+def tune_fits(recipe: Recipe, model: Loaded, share: float = 1.0) -> None:
+    """Training holds the whole model.
+
+    Args:
+        recipe: says how much memory there is.
+        model: that is trained, or of which that is a `share`.
+        share: about.
+    """
+    from sentei.families import family_of
+    from sentei.memory import check_memory
+    from sentei.recover.tune.memory import tune_bytes
+
+    assert recipe.recover is not None
+    shape, itemsize = family_of(model.model.config).shape(model.model.config), model.model.dtype.itemsize
+    needed = tune_bytes(shape, recipe.recover.batch_tokens, itemsize, share)
+    mend = "it holds the whole cut model; allow more, remove more, or leave the section `recover` out"
+    check_memory(recipe.limit, needed, "tune", mend)
 
 
 def prove_suits(recipe: Recipe, dense: Loaded) -> None:
-    """Every text fills one window."""
+    """Every text fills one window, and there is memory to read it with the dense model."""
     from sentei.data.text import token_windows
+    from sentei.inference.walk import check_walk
     from sentei.prove.evaluate import read_texts_named
 
     for source in recipe.prove.texts:
@@ -108,14 +130,23 @@ def prove_suits(recipe: Recipe, dense: Loaded) -> None:
             token_windows(texts, _tokenizer(dense), window=recipe.prove.window, windows=1)
         except InputError as error:
             raise InputError(f"prove.texts, {name}: {error}") from error
+    check_walk(dense.model, "prove")
 
 
 def ship_suits(recipe: Recipe, dense: Loaded) -> None:
     """What a route does not hold of the dense model, it does not hold of a smaller one."""
+    from sentei.families import family_of
+    from sentei.memory import check_memory
     from sentei.ship import ROUTES
+    from sentei.ship.export import whole_bytes
 
     assert recipe.ship is not None
+    shape, size = family_of(dense.model.config).shape(dense.model.config), dense.model.dtype.itemsize
+    params = int(shape.params() * recipe.budget.target(shape) / recipe.budget.cost(shape))
     for name in recipe.ship.to:
+        if ROUTES[name].holds:
+            needed = whole_bytes(ROUTES[name], params, size)
+            check_memory(recipe.limit, needed, f"ship to {name}", "it holds the whole model; allow more, or ship to hf")
         if reason := ROUTES[name].refuse(dense):
             raise InputError(f"ship.to: {dense.name} cannot be exported to {name}: {reason}")
 

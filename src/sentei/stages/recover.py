@@ -36,11 +36,13 @@ def _wanted_texts(recover: Recover) -> list[str]:
     return [row.prompt for row in read_pool(recover.target, strict=recover.strict_rows).rows] if recover.target else []
 
 
-def _load(context: Context, stage: str) -> Loaded:
-    """The model that an earlier stage made."""
+def _load(context: Context, stage: str, *, whole: bool = False) -> Loaded:
+    """The model that an earlier stage made; `whole`: in memory, whatever the recipe says."""
     from sentei.models.load import load
 
-    return load(context.before[stage] / "model", dtype=context.recipe.dtype, device=context.recipe.device)
+    recipe = context.recipe
+    limit = None if whole else recipe.limit
+    return load(context.before[stage] / "model", dtype=recipe.dtype, device=recipe.device, memory=limit)
 
 
 def _select(context: Context) -> dict[str, Any]:
@@ -94,8 +96,10 @@ def _tune(context: Context) -> dict[str, Any]:
     from sentei.recover.tune.tune import tune
 
     recover = _section(context.recipe)
+    if context.recipe.memory is not None:
+        checks.tune_fits(context.recipe, _load(context, "cut"))
     tuned = tune(
-        _load(context, "cut"),
+        _load(context, "cut", whole=True),
         context.before["select"],
         adapter=recover.tune,
         budget_params=recover.budget_params,

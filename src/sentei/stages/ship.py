@@ -28,13 +28,16 @@ def _ship(context: Context) -> dict[str, Any]:
 
     ship = _section(context.recipe)
     last = "compare" if "compare" in context.before else "cut"
-    small = load(context.before[last] / "model", dtype="stored", device="cpu")
+    path, limit = context.before[last] / "model", context.recipe.limit
+    small = path if limit is not None else load(path, dtype="stored", device="cpu")
     exports = []
     for name in ship.to:
         file = f"model{ROUTES[name].suffix}" if ROUTES[name].suffix else name
-        facts = export(small, name, context.out / "exports" / file, dtype=ship.dtype, progress=context.progress)
+        facts = export(
+            small, name, context.out / "exports" / file, dtype=ship.dtype, memory=limit, progress=context.progress
+        )
         context.progress.say(f"  {file}: {facts['bytes'] / 1e6:.1f} MB for {', '.join(facts['engines'])}")
-        speed = _speed(context, name, file, facts) if ship.speed else None
+        speed = _speed(context, name, file, facts) if ship.speed and limit is None else None
         exports.append({"file": f"exports/{file}", **facts, "speed": speed})
     write_json(context.out / "exports.json", exports)
     return {"exports": [row["file"] for row in exports]}
@@ -95,6 +98,8 @@ def _ship_tokens(recipe: Recipe) -> float:
     from sentei.ship.bench import ROUNDS
 
     ship = _section(recipe)
+    if recipe.memory is not None:
+        return 0.0  # neither: both hold the model
     timed = 2 * (ROUNDS + 1) * (PROMPT + NEW * estimate.DECODE) if ship.speed else 0
     return len(ship.to) * (PARITY + timed)
 

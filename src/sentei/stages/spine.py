@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sentei import estimate
 from sentei.files import write_json, write_text
 from sentei.fingerprint import fingerprint
+from sentei.outputs import remove
 from sentei.recipe import Prune, Recipe
 from sentei.record import read_record
 from sentei.stages import checks
@@ -39,11 +40,17 @@ def _profile(context: Context, *, keep_grams: bool) -> Profile:
     recipe = context.recipe
     settings = recipe.measure.model_dump() | {"keep_grams": keep_grams}
     texts = read_texts(recipe.data)
-    return measure(context.dense(), texts, work=context.work, progress=context.progress, **settings)
+    return measure(
+        context.dense(), texts, memory=recipe.limit, work=context.work, progress=context.progress, **settings
+    )
 
 
 def _chosen_in_place(recipe: Recipe) -> bool:
-    """Whether plans are tried in place, which takes the profile's Gram matrices."""
+    """Whether plans are tried in place: in a model in memory, and with the profile's Gram matrices."""
+    return _could_choose(recipe) and recipe.memory is None
+
+
+def _could_choose(recipe: Recipe) -> bool:
     return recipe.prune == Prune(method="auto") and recipe.budget.limits.low_rank
 
 
@@ -64,9 +71,11 @@ def _plan(context: Context) -> dict[str, Any]:
     if _chosen_in_place(recipe) and not profile.contents.grams:  # of a run that was begun with another method
         context.progress.say("  plan: tries candidates in place, for which it measures with Gram matrices")
         profile = _profile(context, keep_grams=True)
-    if recipe.prune == Prune(method="auto"):
+    if _chosen_in_place(recipe):
         made = choose(context.dense().model, profile, recipe.budget, _judges(context), progress=context.progress)
     else:
+        if _could_choose(recipe):
+            context.progress.say("  plan: kinds are not tried in the model, which is not in memory; predictions decide")
         with context.progress.stage("plan"):
             made = plan(profile, recipe.budget, seed=recipe.seed, **parts)
     made.save(context.out / "plan.json")
@@ -94,12 +103,15 @@ def _cut(context: Context) -> dict[str, Any]:
 
     recipe, dense = context.recipe, context.dense()
     plan = Plan.load(context.before["plan"] / "plan.json")
+    remove(blocks := context.work / "blocks")  # of a killed run
     model = cut(
         dense,
         plan,
         read_texts(recipe.data),
         tokens=recipe.measure.tokens,
         window=recipe.measure.window,
+        memory=recipe.limit,
+        work=blocks,
         progress=context.progress,
     )
     save(model, context.out / "model", tokenizer=dense.tokenizer, plan=plan)
@@ -115,10 +127,11 @@ def _prove(context: Context) -> dict[str, Any]:
     made = [context.before[name] / "model" for name in ("cut", "tune") if name in context.before]
     evidence = evaluate(
         [recipe.model, *made],
-        with_speed=recipe.prove.speed,
+        with_speed=recipe.prove.speed and recipe.memory is None,  # read block by block, it has none
         dtype=recipe.dtype,
         device=recipe.device,
         trust_remote_code=recipe.trust_remote_code,
+        memory=recipe.limit,
         progress=context.progress,
         **settings,
     )
@@ -176,7 +189,7 @@ def _prove_tokens(recipe: Recipe) -> float:
         for task in read_tasks(prove.tasks)
         if isinstance(task, TaskSet)
     )
-    timed = (ROUNDS + 1) * (512 + 32 * estimate.DECODE) if prove.speed else 0
+    timed = (ROUNDS + 1) * (512 + 32 * estimate.DECODE) if prove.speed and recipe.memory is None else 0
     return (3 if recipe.recover else 2) * (texts + rows + timed)
 
 
@@ -225,7 +238,12 @@ MEASURE = Stage(
 )
 PLAN = Stage(
     _plan,
-    reads=lambda r: [r.budget.model_dump(), r.prune.model_dump(), r.seed],
+    reads=lambda r: [
+        r.budget.model_dump(),
+        r.prune.model_dump(),
+        r.seed,
+        *(["predicted"] if _could_choose(r) and not _chosen_in_place(r) else []),
+    ],
     check=checks.check_parts,
     suits=checks.plan_suits,
     after=("measure",),
