@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 MEASURE, GRADIENT, CUT, SCORE, TUNE = 1.5, 3.0, 2.8, 2.2, 5.5
 LETTERS = 4  # per token, about
 TEMPLATE = 30  # tokens that a chat template puts around a row
+RANK, RANK_GRADED = 3, 5  # inversions of a part's Gram matrix that its curves take, without and with gradients
 DECODE = 12  # a token that is decoded alone takes as long as so many of a prompt
 _PROBE = 512
+_INVERTED = 1024  # rows of the matrix whose inversion is timed
 
 
 def tokens_of(texts: Iterable[str]) -> float:
@@ -63,6 +65,24 @@ def pace_of(loaded: Loaded) -> float:
             loaded.model(ids).logits[0, -1, 0].item()  # waits for a GPU
             times.append(time.perf_counter() - started)
     return size / min(times[1:] or times)
+
+
+def inversions(loaded: Loaded) -> float:
+    """Seconds that inverting the Gram matrices of all parts takes, in fp64: what ranking is made of."""
+    import torch
+
+    from sentei.algebra.solve import inverse
+    from sentei.families import family_of
+
+    shape = family_of(loaded.model.config).shape(loaded.model.config)
+    sides = [s for b in shape.blocks for s in (b.kv_groups * b.heads_per_group * shape.head_dim, b.ffn)]
+    matrix = torch.eye(_INVERTED, dtype=torch.float64, device=loaded.model.device)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        inverse(matrix)[0, 0].item()  # waits for a GPU
+        times.append(time.perf_counter() - started)
+    return min(times[1:]) * sum((side / _INVERTED) ** 3 for side in sides)
 
 
 def _memory(loaded: Loaded) -> float:

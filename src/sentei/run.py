@@ -125,15 +125,19 @@ class _Run:
 
     def _look(self, todo: list[str]) -> None:
         """What only the dense model can tell: what the recipe becomes with it, and how long all will take."""
-        from sentei.estimate import estimate, pace_of
+        from sentei.estimate import RANK, RANK_GRADED, estimate, inversions, pace_of
         from sentei.models.load import context_length
         from sentei.scaling import digest_of, within_context, within_minutes
 
         def tokens_of(recipe: Recipe) -> dict[str, float]:
-            return {name: stage.tokens(recipe) for name, stage in self.stages.items()}
+            counts = {name: stage.tokens(recipe) for name, stage in self.stages.items()}
+            if "measure" in counts:  # curves cost the same however many tokens they are of
+                counts["measure"] += (RANK_GRADED if recipe.measure.gradient_tokens else RANK) * inverted
+            return counts
 
         dense, say, asked = self._dense(), self.progress.say, digest_of(self.asked)
         pace = pace_of(dense)
+        inverted = inversions(dense) * pace if "measure" in self.stages else 0.0
         self.asked = within_context(self.asked, context_length(dense.model), say)
         self.asked = within_minutes(self.asked, tokens_of, pace, say, asked)
         self.recipe = self.asked.model_copy(update={"dtype": self.recipe.dtype})

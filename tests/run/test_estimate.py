@@ -51,5 +51,13 @@ def test_the_sentence_names_time_by_stage_and_memory() -> None:
     assert estimate._memory(Loaded(model, None, "tiny", "")) == pytest.approx(2 * weights + grams)
 
 
+def test_ranking_grows_with_the_cube_of_the_widest_part() -> None:
+    narrow, wide = (
+        Loaded(tiny_model("llama", num_hidden_layers=2, intermediate_size=width), None, "tiny", "")
+        for width in (400, 1600)
+    )
+    assert 0 < 20 * estimate.inversions(narrow) < estimate.inversions(wide)
+
+
 def test_the_pace_is_measured() -> None:
     assert estimate.pace_of(Loaded(tiny_model("llama", num_hidden_layers=2), None, "tiny", "")) > 100
