@@ -10,7 +10,7 @@ from sentei.measure.curves import AttentionOption, BlockCurves
 from sentei.plan import BlockShape, Budget, ModelShape
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Problem
-from sentei.prune.allocation.shares import importance, incremental_shares
+from sentei.prune.allocation.shares import MAX_SHARE, importance
 
 BLOCKS, GROUPS, REPEAT, FFN = 6, 3, 2, 64
 SHAPE = ModelShape(
@@ -121,6 +121,14 @@ def test_costs_agree_with_the_shape():
                 )
             )
         assert p.cost(choices) == p.budget.cost(planned_shape(SHAPE, plans, bias=bias))
+
+
+def incremental_shares(angles, *, steps, delta, amplitude):
+    """Adapt-Pruner's rule as published: the shares after `steps` steps with a fixed importance."""
+    shares = np.zeros(len(angles))
+    for _ in range(steps):
+        shares = np.clip(shares + delta - amplitude * importance(angles), 0, MAX_SHARE)
+    return shares
 
 
 def test_adaptive_is_the_published_rule_at_the_exact_budget():

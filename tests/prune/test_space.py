@@ -91,7 +91,7 @@ def test_an_even_share_is_the_least_that_the_budget_allows() -> None:
     assert space.cost(found) <= budget and space.fill(found, budget) == found
     middle = float(np.median(kept))
     assert sum(abs(share - middle) > 0.01 for share in kept) <= 2, "what is filled are a few genes"
-    assert space.cost(space.uniform(1 - middle)) == pytest.approx(budget, rel=0.01)
+    assert space.cost(space.even(1 - middle)) == pytest.approx(budget, rel=0.01)
     with pytest.raises(InfeasibleError, match="smallest choice"):
         space.evenly(space.cost(space.smallest) - 1)
 
@@ -112,14 +112,12 @@ def test_what_does_not_fit_is_refused() -> None:
     assert space.solve(space.cost(space.dense)) == space.dense
 
 
-def test_uniform_takes_the_same_share_of_each() -> None:
+def test_even_takes_the_same_share_of_each() -> None:
     space = random_space(levels=101)
     for share in (0.0, 0.2, 0.55, 0.9):
-        kept = [
-            gene.costs[level] / gene.costs[0] for gene, level in zip(space.genes, space.uniform(share), strict=True)
-        ]
+        kept = [gene.costs[level] / gene.costs[0] for gene, level in zip(space.genes, space.even(share), strict=True)]
         assert kept == pytest.approx([1 - share] * len(kept), abs=0.007)
-    assert space.uniform(0) == space.dense and space.uniform(1) == space.smallest
+    assert space.even(0) == space.dense and space.even(1) == space.smallest
     assert abs(space.removed(space.at(0.3)) - 0.3) < 0.01
 
 

@@ -126,7 +126,7 @@ def test_swaps_keep_the_budget_and_change_something(share: float, seed: int) -> 
 def test_swaps_prefer_what_the_predictions_prefer_but_exclude_nothing() -> None:
     rng = np.random.default_rng(0)
     budget = SPACE.cost(SPACE.dense) * 0.6
-    parent = SPACE.uniform(0.4)
+    parent = SPACE.even(0.4)
     factors = np.ones(8)
     factors[3] = 100.0  # said to be dear
     down = np.zeros(8)

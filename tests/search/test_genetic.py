@@ -21,7 +21,7 @@ def land() -> Landscape:
 def test_it_beats_every_uniform_genome(land: Landscape) -> None:
     goal = land.goal()
     found = genetic(land.space, land, goal, settings=SMALL)
-    uniform = [land.space.uniform(i / 100) for i in range(100)]
+    uniform = [land.space.even(i / 100) for i in range(100)]
     best = min(land.space.cost(genome) for genome in uniform if goal.met(land(genome, 0, 60)))
     assert found.feasible and goal.met(land(found.genome, 0, 60)) and found.cost < best
     assert found.evaluations == len({tuple(row["genome"]) for row in found.history}) <= 30 * 12

@@ -178,7 +178,7 @@ def _in_place(
         return evolve(space, evaluate, goal, seed=seed, **shared)
     if search == "genetic":
         return genetic(space, evaluate, goal, seed=seed, **shared)
-    return bisect(space, evaluate, goal, path=space.uniform if search == "uniform" else space.at, **shared)
+    return bisect(space, evaluate, goal, path=space.even if search == "uniform" else space.at, **shared)
 
 
 def _cut(

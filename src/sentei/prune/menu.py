@@ -205,8 +205,12 @@ class Menus:
         Raises:
             InfeasibleError: the smallest entries of all parts cost more.
         """
-        self.problem.refuse_above(self.space.cost(self.space.smallest))
+        self.check_reachable()
         return self.entries(self.space.solve(self.problem.target))
+
+    def check_reachable(self) -> None:
+        """Raises InfeasibleError where even the smallest entries are too much, and says what is reachable."""
+        self.problem.refuse_above(self.space.cost(self.space.smallest))
 
     def refilled(self, choices: Sequence[Choice]) -> list[Choice]:
         """Gives channels back, the most useful first, until not one more legal step fits under the target."""

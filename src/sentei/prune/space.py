@@ -119,7 +119,7 @@ class Space:
         """Share of the dense cost that a genome saves."""
         return 1 - self.cost(genome) / self.cost(self.dense)
 
-    def uniform(self, share: float) -> Genome:
+    def even(self, share: float) -> Genome:
         """The same share (0 to 1) of every gene's cost removed: of each gene the level that is nearest to it."""
         return tuple(
             min(range(len(gene.costs)), key=lambda i: (abs(gene.costs[i] - (1 - share) * gene.costs[0]), i))
@@ -222,8 +222,8 @@ class Space:
         low, high = 0.0, 1.0
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (low, middle) if self.cost(self.uniform(middle)) <= budget else (middle, high)
-        return self.fill(self.uniform(high), budget)
+            low, high = (low, middle) if self.cost(self.even(middle)) <= budget else (middle, high)
+        return self.fill(self.even(high), budget)
 
     def fill(
         self,

@@ -38,7 +38,7 @@ def bisect(
 ) -> Result:
     """Bisects the share that is removed, each time on all rows.
 
-    LLM-Sieve's uniform pruning (arXiv 2505.18350) with `path=space.uniform`, the default. Quality need not fall with
+    LLM-Sieve's uniform pruning (arXiv 2505.18350) with `path=space.even`, the default. Quality need not fall with
     size, so the next shares beyond the one that was found are tried too, and the search goes on from one that holds.
 
     Args:
@@ -56,7 +56,7 @@ def bisect(
     with (progress or Progress()).stage("bisection", total=allowance.most, unit="evaluations") as bar:
         ledger = Ledger(space, evaluate, goal, allowance=allowance, cache=cache, bar=bar)
         try:
-            descend(ledger, path or space.uniform, resolution=resolution, neighbours=neighbours)
+            descend(ledger, path or space.even, resolution=resolution, neighbours=neighbours)
         except Spent as why:
             return ledger.result(str(why))
         return ledger.result("resolution")

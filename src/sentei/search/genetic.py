@@ -91,7 +91,7 @@ def _first(space: Space, settings: Genetic, rng: np.random.Generator) -> list[Ge
     shares = np.linspace(0, 1, settings.uniform + 2)[1:-1]
     levels = [len(gene.costs) for gene in space.genes]
     drawn = rng.integers(0, levels, (max(0, settings.population - settings.uniform), len(levels)))
-    return [*(space.uniform(float(share)) for share in shares), *(tuple(row) for row in drawn.tolist())]
+    return [*(space.even(float(share)) for share in shares), *(tuple(row) for row in drawn.tolist())]
 
 
 def _child(ranked: list[Trial], space: Space, settings: Genetic, rng: np.random.Generator) -> Genome:

@@ -158,16 +158,6 @@ class Problem:
         pairs = zip(self.curves, choices, strict=True)
         return sum(curves.attention[c.attention].loss + curves.ffn_loss[c.removed] for curves, c in pairs)
 
-    def check_reachable(self) -> None:
-        """Raises InfeasibleError where even the smallest legal model is too large, and says what is reachable."""
-        smallest = self.fixed
-        for costs, legal in (
-            *zip(self.attention_costs, self.attention_legal, strict=True),
-            *zip(self.ffn_costs, self.ffn_legal, strict=True),
-        ):
-            smallest += int(costs[legal].min())
-        self.refuse_above(smallest)
-
     def refuse_above(self, smallest: int) -> None:
         """Raises InfeasibleError where the smallest legal model is too large, and says what is reachable."""
         if smallest > self.target:

@@ -30,22 +30,15 @@ def importance(angles: Sequence[float]) -> NDArray[np.float64]:
     return centred / largest if largest > 1e-12 else np.zeros_like(centred)
 
 
-def incremental_shares(angles: Sequence[float], *, steps: int, delta: float, amplitude: float) -> NDArray[np.float64]:
-    """Adapt-Pruner's rule as published: the shares after `steps` steps with a fixed importance."""
-    shares = np.zeros(len(angles))
-    for _ in range(steps):
-        shares = np.clip(shares + delta - amplitude * importance(angles), 0, MAX_SHARE)
-    return shares
-
-
 def _solve(problem: Problem, tilt: NDArray[np.float64], *, carry: bool) -> list[Choice]:
     """Shares `clip(b·tilt)` in every part of every block, with b as small as the budget allows.
 
     `carry`: what a block owes of a KV group the next one gives; else each gives the whole groups that it owes itself.
     """
-    problem.check_reachable()
     if problem.budget.limits.uniform:
         return same_everywhere(problem)
+    menus = Menus(problem)
+    menus.check_reachable()
     base = _bisect(lambda b: _fractional_cost(problem, np.clip(b * tilt, 0, MAX_SHARE)) <= problem.target)
     carried = _round_attention(problem, np.clip(base * tilt, 0, MAX_SHARE), carry=True)
 
@@ -59,7 +52,7 @@ def _solve(problem: Problem, tilt: NDArray[np.float64], *, carry: bool) -> list[
         raise InfeasibleError(
             f"{problem.budget.describe()} needs more than {MAX_SHARE:.0%} of some parts here; use --allocation global"
         )
-    return Menus(problem).refilled(choices(found))
+    return menus.refilled(choices(found))
 
 
 def _bisect(enough: Callable[[float], bool]) -> float:
