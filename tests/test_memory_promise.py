@@ -19,7 +19,6 @@ BUDGET = 10**9
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("large") / "model"
-    directory.mkdir()
     assert write_large(directory, blocks=70) > 1.2 * BUDGET
     return directory
 
