@@ -30,7 +30,7 @@ from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_l
 from sentei.memory import check_memory
 from sentei.models.identity import check_same
 from sentei.models.load import as_loaded
-from sentei.plan import BlockPlan, Plan
+from sentei.plan import BlockPlan, ModelShape, Plan
 from sentei.progress import Progress, shown
 from sentei.prune.compensation import COMPENSATIONS, Compensation, Fit
 
@@ -104,24 +104,33 @@ def cut(
     return pruned
 
 
-def _memory_needed(plan: Plan, windows: Windows | None, itemsize: int) -> int:
-    """Bytes beside the models: of copying the largest block, of fitting its largest part, of refining it.
+def cut_bytes(dense: ModelShape, tokens: int, itemsize: int) -> int:
+    """Bytes that a cut takes beside the models: of copying the largest block, or of fitting its largest part.
 
     Copying: two blocks, and the file of one, which is mapped while it is read. Fitting: both streams, the inputs of a
     part, weights of two blocks in fp32, sums of both shares, and the fp64 system.
-    """
-    sizes = [(plan.dense.attention_params(block) + plan.dense.ffn_params(block)) for block in plan.dense.blocks]
-    if windows is None:
-        return 3 * max(sizes) * itemsize
-    widths = [max(b.ffn, b.kv_groups * b.heads_per_group * plan.dense.head_dim) for b in plan.dense.blocks]
-    states = windows.ids.numel() * (2 * plan.dense.hidden + max(widths)) * itemsize
-    fits = [2 * 4 * size + n * (n + plan.dense.hidden) * (2 * 4 + 4 * 8) for n, size in zip(widths, sizes, strict=True)]
-    needed = states + max(fits)
-    if plan.refine == "block":
-        from sentei.prune.refine import refine_bytes
 
-        needed = max(needed, refine_bytes(plan, windows, itemsize))
-    return needed
+    Args:
+        dense: the model that is cut.
+        tokens: that are read to fit; 0: nothing is fitted.
+        itemsize: of the dtype that is computed in.
+    """
+    sizes = [(dense.attention_params(block) + dense.ffn_params(block)) for block in dense.blocks]
+    if not tokens:
+        return 3 * max(sizes) * itemsize
+    widths = [max(b.ffn, b.kv_groups * b.heads_per_group * dense.head_dim) for b in dense.blocks]
+    states = tokens * (2 * dense.hidden + max(widths)) * itemsize
+    fits = [2 * 4 * size + n * (n + dense.hidden) * (2 * 4 + 4 * 8) for n, size in zip(widths, sizes, strict=True)]
+    return states + max(fits)
+
+
+def _memory_needed(plan: Plan, windows: Windows | None, itemsize: int) -> int:
+    needed = cut_bytes(plan.dense, 0 if windows is None else windows.ids.numel(), itemsize)
+    if windows is None or plan.refine == "none":
+        return needed
+    from sentei.prune.refine import refine_bytes
+
+    return max(needed, refine_bytes(plan, windows, itemsize))
 
 
 def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sentei import estimate
 from sentei.errors import InputError
 from sentei.plan import Protect
 from sentei.recipe import Recipe
@@ -68,15 +69,28 @@ def plan_suits(recipe: Recipe, dense: Loaded) -> None:
     recipe.budget.target(shape)
 
 
+def cut_suits(recipe: Recipe, dense: Loaded) -> None:
+    """There is memory to fit what any plan leaves. Refinement, whose need depends on the plan, is left to `cut`."""
+    from sentei.data.text import read_texts
+    from sentei.families import family_of
+    from sentei.memory import check_memory
+    from sentei.prune.cut import cut_bytes
+
+    tokens = min(recipe.measure.tokens, int(estimate.tokens_of(read_texts(recipe.data))))
+    needed = cut_bytes(family_of(dense.model.config).shape(dense.model.config), tokens, dense.model.dtype.itemsize)
+    check_memory(recipe.limit, needed, "cut", "allow more, or read fewer measure.tokens")
+
+
 def select_suits(recipe: Recipe, dense: Loaded) -> None:
-    """The pool has the tokens that are asked for. Rows that filters will reject are not known yet."""
+    """The pool has the tokens that are asked for, and there is memory. Rows that filters will reject are not known."""
     from sentei.data.chat import encode
     from sentei.models.load import context_length
     from sentei.recover.select.picking import Amount
-    from sentei.recover.select.select import LENGTH, find_strategy
+    from sentei.recover.select.select import LENGTH, check_scoring, find_strategy
     from sentei.stages.pool import pool_of
 
     assert recipe.recover is not None
+    check_scoring(dense)
     amount = Amount.parse(recipe.recover.budget)
     if not find_strategy(recipe.recover.select).takes_all and amount.unit == "tokens":
         rows = pool_of(recipe).rows

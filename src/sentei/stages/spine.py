@@ -252,6 +252,7 @@ PLAN = Stage(
 CUT = Stage(
     _cut,
     reads=lambda r: None,
+    suits=checks.cut_suits,
     after=("measure", "plan"),
     tokens=lambda r: estimate.CUT * _calibration(r),
     publishes=("model",),

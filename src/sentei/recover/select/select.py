@@ -100,10 +100,7 @@ def select(
     same_tokens(dense, pruned)
     check_languages(languages)
     for loaded in (dense, pruned):
-        if (blocks := streamed_blocks(loaded.model)) is not None:
-            needed = LIBRARIES + embedder_bytes(embedder or MODEL)
-            check_memory(blocks.memory, needed, "embedding the pool", "choose a smaller --embedder")
-            check_walk(loaded.model, f"scoring with {loaded.name}", progress, beside=LIBRARIES)
+        check_scoring(loaded, embedder, progress)
     pool = pool if isinstance(pool, Pool) else read_pool(pool, strict=strict)
     progress.say(f"pool: {len(pool.rows):,} rows of {pool.source}, read as {pool.format}")
     notes = doubts(dense, pruned)
@@ -176,6 +173,18 @@ def select(
             work,
         )
         return write(scored, out, budget, strategy, seed, overwrite, choice)
+
+
+def check_scoring(loaded: Loaded, embedder: str | None = None, progress: Progress | None = None) -> None:
+    """Says and checks what embedding, and then scoring with a streamed model, take.
+
+    Raises:
+        InputError: too little memory.
+    """
+    if (blocks := streamed_blocks(loaded.model)) is not None:
+        needed = LIBRARIES + embedder_bytes(embedder or MODEL)
+        check_memory(blocks.memory, needed, "embedding the pool", "choose a smaller --embedder")
+        check_walk(loaded.model, f"scoring with {loaded.name}", progress, beside=LIBRARIES)
 
 
 def reselect(
