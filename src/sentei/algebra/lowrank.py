@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sentei.algebra.pivot import pivot as pivot
 from sentei.algebra.solve import solve
+from sentei.algebra.triangle import spans
 from sentei.errors import SenteiError
 from sentei.plan import Storage
 from sentei.plan import stored as stored
@@ -85,9 +86,9 @@ def factors(
         SenteiError: the metric is zero, or the Gram matrix of an anchored fit is singular.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    w, c = weight.double(), gram.double()
+    w, c = weight.double(), gram
     if target_cross is not None:
-        w, c = _anchored(w, c, target_cross.double(), ridge)
+        w, c = _anchored(w, gram.double(), target_cross.double(), ridge)
     if metric is None:
         u, v, values = _decomposed(w, c)
     else:
@@ -102,7 +103,8 @@ def _decomposed(w: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`U`, `Uᵀ W` and the eigenvalues, descending, of `W C Wᵀ`, on its smaller side: `W = Q R` needs only `R C Rᵀ`."""
     tall = w.shape[0] > w.shape[1]
     q, r = torch.linalg.qr(w) if tall else (None, w)
-    values, vectors = torch.linalg.eigh(r @ c @ r.T)
+    inner = torch.cat([r @ c[:, columns].double() for columns in spans(len(c))], 1)  # never the whole of C in fp64
+    values, vectors = torch.linalg.eigh(inner @ r.T)
     vectors = vectors.flip(1)
     return vectors if q is None else q @ vectors, vectors.T @ r, values.flip(0).clamp_min(0)
 

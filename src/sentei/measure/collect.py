@@ -88,9 +88,8 @@ def measure(
     progress = shown(progress)
     scores = kept_scores(graded=len(picked) > 0)
     contents = Contents(shape, len(picked) > 0, tuple(score.name for score in scores), keep_grams)
-    needs = Needs(
-        contents, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize, streamed_blocks(net) is not None
-    )
+    streamed = streamed_blocks(net)
+    needs = Needs(contents, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize, streamed is not None)
     spilled = needs.check(memory, work, progress)
     data_digest = _data_digest(windows)
     if work is not None:
@@ -111,6 +110,8 @@ def measure(
         for index in range(begun or 0, count):
             found = _Block(family, net, windows, shape, index).run(states)
             stats = found.statistics(gradients.of(index) if gradients else {})
+            if streamed is not None:
+                streamed.leave()  # its weights make room for the curves
             for score in scores:
                 rank_measured(stats, shape, index, score)
             stats = stats.settled(keep_grams)
@@ -205,22 +206,25 @@ class _Block:
             )
         parts: dict[str, PartStats] = {}
         for part, linears in self.linears.items():
-            squared = {name: linear.weight.detach().float().square() for name, linear in linears.items()}
             stats = parts[part] = PartStats.of(
                 Matrices(
-                    weight=list(linears.values())[-1].weight.detach().float(),
+                    weight=list(linears.values())[-1].weight.detach(),
                     gram=grams[part],
                     input_gram=grams[f"{part}_in"],
                     output_grad=gradients.get(f"{part}.output_grad"),
                 ),
                 mean=self.means[part] / self.count,
-                norm=per_input(part, self.shape.blocks[self.index], squared),
+                norm=self._norm(part),
                 energy=self.energy[part] / self.count,
                 taylor=gradients.get(f"{part}.taylor"),
             )
             if gradients:
                 stats.ranks = rank_losses(stats.whole(), linears, gradients)
         return BlockStats(parts.get("attention"), parts.get("ffn"), angle=(self.angle / self.count).item())
+
+    def _norm(self, part: str) -> Tensor:
+        squared = {name: linear.weight.detach().float().square() for name, linear in self.linears[part].items()}
+        return per_input(part, self.shape.blocks[self.index], squared)
 
 
 def _total(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ class Matrices:
     """What is as large as the part itself; `n` counts the inputs of its row-pruned matrix (o, down).
 
     Attributes:
-        weight: `[hidden, n]` of the row-pruned matrix, as in the model.
+        weight: `[hidden, n]` of the row-pruned matrix, in the model's dtype.
         gram: `[n, n]` mean over tokens of `x xᵀ`, x the matrix's inputs.
         input_gram: `[hidden, hidden]` mean of `x xᵀ` of the part's first linears (q, k, v; gate, up).
         output_grad: `[hidden, hidden]` mean of `g gᵀ`, g the gradient of a token's loss at the part's output; or None.
@@ -67,7 +67,7 @@ class PartStats:
             norm=norm,
             energy=energy,
             input_energy=matrices.gram.diagonal().clone(),
-            weight_energy=matrices.weight.square().sum(0),
+            weight_energy=matrices.weight.float().square().sum(0),
             grad_energy=None if grads is None else grads.diagonal().mean().item(),
             taylor=taylor,
             matrices=matrices,

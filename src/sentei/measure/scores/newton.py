@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sentei.algebra.solve import solve
+from sentei.algebra.solve import cholesky
 from sentei.measure.scores.base import Additive, Score
 from sentei.measure.statistics import PartStats
 
@@ -19,14 +19,14 @@ from sentei.measure.statistics import PartStats
 def relaxed_system(part: PartStats) -> Tensor:
     """`A = (WᵀW) ∘ (XᵀX)`, the Hessian of the masking loss: `[n, n]`, fp64."""
     weight = part.weight.double()
-    return (weight.T @ weight) * part.gram.double()
+    return (weight.T @ weight).mul_(part.gram)
 
 
 def exact_direction(part: PartStats, ridge: float = 1e-4) -> Tensor:
     """`u = A⁻¹ 1` by one Cholesky solve: `[n]`; `z* = 1 − c u`. `ridge` is relative to A's mean diagonal."""
     system = relaxed_system(part)
     system.diagonal().add_(ridge * system.diagonal().mean())
-    return solve(system, system.new_ones(system.shape[0], 1)).squeeze(1)
+    return torch.cholesky_solve(system.new_ones(system.shape[0], 1), cholesky(system, overwrite=True)).squeeze(1)
 
 
 class _Newton(Additive):
