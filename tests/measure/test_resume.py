@@ -109,7 +109,7 @@ def test_states_that_do_not_fit_are_spilled(ids: torch.Tensor, tmp_path: Path, m
         begin(self, *given, **options)
 
     monkeypatch.setattr(states.States, "__init__", begun)
-    limit = held() + 40_000_000
+    limit = held() + 130_000_000
     with pytest.raises(InputError, match=r"measure needs about .* GB of memory, --memory allows"):
         measure(model, many, tokens=10**9, gradient_tokens=0, memory=limit)
     spilled = measure(model, many, tokens=10**9, gradient_tokens=0, memory=limit, work=tmp_path / "work")

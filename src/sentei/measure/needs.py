@@ -12,7 +12,7 @@ from sentei.memory import check_memory, held
 from sentei.plan import ModelShape
 from sentei.progress import Progress
 
-SYSTEMS = 3  # fp64 matrices of the widest part that ranking its units takes at once
+LIBRARIES = 100_000_000  # bytes of code and caches that come with the first products and gradients
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,18 @@ class Needs:
 
     @property
     def block(self) -> int:
-        """What one block takes while it is measured: its matrices in fp32, a system of them, its weights."""
-        shape, most = self._shape, 0
+        """What one block takes while it is measured, at most; bytes per number as the code was seen to take."""
+        shape, graded, most = self._shape, self.gradient_tokens > 0, 0
         for index, block in enumerate(shape.blocks):
             widths = [n for _, _, n in self.contents.parts(index).values()]
-            matrices = 4 * sum(n * (n + shape.hidden) + 2 * shape.hidden**2 for n in widths)
-            weights = shape.attention_params(block) + shape.ffn_params(block)
-            most = max(most, matrices + SYSTEMS * 8 * max(widths, default=0) ** 2 + 2 * (self.itemsize + 4) * weights)
-        return most
+            n, params = max(widths, default=0), shape.attention_params(block) + shape.ffn_params(block)
+            weights = self.itemsize * params if self.streamed else 0
+            grams = sum(4 * (n * n + (2 if graded else 1) * shape.hidden**2) for n in widths)
+            backward = weights + (self.itemsize + 9) * params if graded else 0
+            losses_of_ranks = weights + grams + 32 * n * shape.hidden if graded else 0
+            curves = grams + self.itemsize * sum(widths) * shape.hidden + 13 * n * n + 8 * n * shape.hidden
+            most = max(most, weights + grams, backward, losses_of_ranks, curves)
+        return LIBRARIES + most
 
     @property
     def gradients(self) -> int:

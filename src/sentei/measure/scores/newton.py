@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sentei.algebra.solve import cholesky
+from sentei.algebra.triangle import spans
 from sentei.measure.scores.base import Additive, Score
 from sentei.measure.statistics import PartStats
 
@@ -19,14 +20,19 @@ from sentei.measure.statistics import PartStats
 def relaxed_system(part: PartStats) -> Tensor:
     """`A = (WᵀW) ∘ (XᵀX)`, the Hessian of the masking loss: `[n, n]`, fp64."""
     weight = part.weight.double()
-    return (weight.T @ weight).mul_(part.gram)
+    system = weight.T @ weight
+    for rows in spans(len(system)):  # never the whole of the Gram matrix in fp64
+        system[rows] *= part.gram[rows]
+    return system
 
 
 def exact_direction(part: PartStats, ridge: float = 1e-4) -> Tensor:
     """`u = A⁻¹ 1` by one Cholesky solve: `[n]`; `z* = 1 − c u`. `ridge` is relative to A's mean diagonal."""
     system = relaxed_system(part)
     system.diagonal().add_(ridge * system.diagonal().mean())
-    return torch.cholesky_solve(system.new_ones(system.shape[0], 1), cholesky(system, overwrite=True)).squeeze(1)
+    factor = cholesky(system, overwrite=True)
+    half = torch.linalg.solve_triangular(factor, system.new_ones(len(system), 1), upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True).squeeze(1)
 
 
 class _Newton(Additive):
