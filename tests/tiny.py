@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from sentei.families import FAMILIES, family_of
+from sentei.families.separate import separate
 from sentei.plan import BlockPlan, Budget, ModelShape, Plan
 
 # 42 / 4 query heads leaves a remainder, which stock LlamaConfig refuses: a pruned model must not trip over it.
@@ -25,6 +26,9 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+ROPE: dict[str, Any] = {"rope_theta": 1e4, "rope_type": "default"}
+SIXES: dict[str, Any] = {"hidden_size": 48}  # no remainder: these classes check it, also for the dense model
+MHA: dict[str, Any] = {"hidden_size": 48, "num_key_value_heads": ..., "head_dim": ...}  # and have no such keys
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -35,20 +39,39 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
     "qwen3": ("qwen3", {}),
     "qwen3-biases": ("qwen3", {"attention_bias": True}),
+    "granite": (
+        "granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.5, "residual_multiplier": 0.4, "logits_scaling": 2.0},
+    ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}),
+    "gemma2": ("gemma2", {**SIXES, "sliding_window": 5}),
+    "gemma3_text": ("gemma3_text", {**SIXES, "sliding_window": 5, "sliding_window_pattern": 2}),
+    "olmo2": ("olmo2", SIXES),
+    "phi3": ("phi3", {}),
+    "phi3-partial": ("phi3", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}),
+    "gpt2": ("gpt2", MHA),
+    "gpt_neox": ("gpt_neox", MHA),
+    "gpt_neox-serial": ("gpt_neox", {**MHA, "use_parallel_residual": False}),
 }
 
 
+# Whose query heads can be thinned within a KV group.
+GROUPED = sorted(set(VARIANTS) - {"olmo2", "gpt2", "gpt_neox", "gpt_neox-serial"})
+
+
 def tiny_model(variant: str = "llama", **sizes: Any) -> Any:
-    """A random fp32 model of a variant, the same at every call, with weights large enough that every part matters."""
+    """A random fp32 model of a variant as `load` gives it, the same at every call; every part of it counts."""
     name, extra = VARIANTS[variant]
-    prefix = FAMILIES[name].prefix
-    config = getattr(transformers, f"{prefix}Config")(**{**SIZES, **extra, **sizes})
+    family = FAMILIES[name]
+    wanted = {**SIZES, **extra, **sizes}
+    wanted[family.ffn_size] = wanted.pop("intermediate_size")
+    config = family.stock_class("Config")(**{key: value for key, value in wanted.items() if value is not ...})
     generator = torch.Generator().manual_seed(0)
-    model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+    model = family.stock_class("ForCausalLM")(config).eval()
     with torch.no_grad():
         for value in model.parameters():
             value.copy_(torch.randn(value.shape, generator=generator) * 0.3 + (1 if value.ndim == 1 else 0))
-    return model
+    return separate(model)
 
 
 def random_blocks(shape: ModelShape, seed: int, *, skip: float = 0.25) -> list[BlockPlan]:
@@ -62,6 +85,8 @@ def random_blocks(shape: ModelShape, seed: int, *, skip: float = 0.25) -> list[B
     for i, block in enumerate(shape.blocks):
         groups = 0 if i and rng.random() < skip else rng.randint(1, block.kv_groups)
         heads = rng.randint(1, block.heads_per_group)
+        if shape.qk_norm_over_heads:  # all or nothing
+            groups, heads = block.kv_groups if groups else 0, block.heads_per_group
         ffn = 0 if rng.random() < skip else rng.randint(1, block.ffn)
         queries = [some(block.heads_per_group, heads) for _ in range(groups)]
         blocks.append(BlockPlan(kv_groups=some(block.kv_groups, groups), query_heads=queries, ffn=some(block.ffn, ffn)))

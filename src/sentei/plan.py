@@ -61,7 +61,18 @@ class BlockShape(_Frozen):
 
 
 class ModelShape(_Frozen):
-    """Everything that decides how much a model costs."""
+    """Everything that decides how much a model costs.
+
+    Attributes:
+        gated: whether the FFN has a gate beside its up matrix.
+        attention_norms, ffn_norms: norms of the width of the stream that go with a part.
+        norm_bias: whether these, and the final norm, have a bias.
+        qk_norm: whether q and k are normalised; `qk_norm_over_heads`: over all heads, which then only go together.
+        qkv_bias, o_bias, mlp_bias: biases of the dense architecture.
+        positions: learnt positions.
+        storage: of the low-rank matrices.
+        itemsize: bytes of a number in the dtype that the model is stored in.
+    """
 
     hidden: Size
     head_dim: Size
@@ -69,10 +80,16 @@ class ModelShape(_Frozen):
     tied: bool
     qkv_bias: bool = False
     qk_norm: bool = False
-    o_bias: bool = False  # biases of the dense architecture
+    qk_norm_over_heads: bool = False
+    o_bias: bool = False
     mlp_bias: bool = False
-    storage: Storage = "factors"  # of the low-rank matrices
-    itemsize: Positive = 2  # bytes of a number in the dtype that the model is stored in
+    gated: bool = True
+    attention_norms: Size = 1
+    ffn_norms: Size = 1
+    norm_bias: bool = False
+    positions: Size = 0
+    storage: Storage = "factors"
+    itemsize: Positive = 2
     blocks: Annotated[tuple[BlockShape, ...], Field(max_length=DEEPEST)]
 
     def matrices(self, block: BlockShape) -> dict[str, tuple[int, int]]:
@@ -83,19 +100,26 @@ class ModelShape(_Frozen):
             sizes |= {"q_proj": (queries, self.hidden), "k_proj": (keys, self.hidden), "v_proj": (keys, self.hidden)}
             sizes["o_proj"] = (self.hidden, queries)
         if block.ffn:
-            sizes |= dict.fromkeys(("gate_proj", "up_proj"), (block.ffn, self.hidden))
+            sizes |= dict.fromkeys(("gate_proj", "up_proj") if self.gated else ("up_proj",), (block.ffn, self.hidden))
             sizes["down_proj"] = (self.hidden, block.ffn)
         return sizes
 
     def _matrix_params(self, block: BlockShape, names: tuple[str, ...]) -> int:
         sizes = self.matrices(block)
-        return sum(stored(*sizes[name], block.ranks.get(name), self.storage) for name in names)
+        return sum(stored(*sizes[name], block.ranks.get(name), self.storage) for name in names if name in sizes)
+
+    @property
+    def _norm(self) -> int:
+        return 2 * self.hidden if self.norm_bias else self.hidden
 
     def attention_params(self, block: BlockShape) -> int:
-        """Parameters of one attention part, its input norm included; 0 where the part is gone."""
+        """Parameters of one attention part, its norms included; 0 where the part is gone."""
         if not block.kv_groups:
             return 0
-        own = self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        own = self.attention_norms * self._norm
+        if self.qk_norm:
+            heads = block.kv_groups * (block.heads_per_group + 1) if self.qk_norm_over_heads else 2
+            own += heads * self.head_dim
         if self.qkv_bias:
             own += block.kv_groups * self.head_dim * (block.heads_per_group + 2)
         if block.o_bias or self.o_bias:
@@ -103,11 +127,12 @@ class ModelShape(_Frozen):
         return self._matrix_params(block, ATTENTION_MATRICES) + own
 
     def ffn_params(self, block: BlockShape) -> int:
-        """Parameters of one FFN part, its input norm included; 0 where the part is gone."""
+        """Parameters of one FFN part, its norms included; 0 where the part is gone."""
         if not block.ffn:
             return 0
-        bias = (2 * block.ffn if self.mlp_bias else 0) + (self.hidden if block.down_bias or self.mlp_bias else 0)
-        return self._matrix_params(block, FFN_MATRICES) + self.hidden + bias
+        inner = (2 if self.gated else 1) * block.ffn
+        bias = (inner if self.mlp_bias else 0) + (self.hidden if block.down_bias or self.mlp_bias else 0)
+        return self._matrix_params(block, FFN_MATRICES) + self.ffn_norms * self._norm + bias
 
     def block_params(self) -> int:
         """Parameters of all blocks: embeddings, head and final norm left out."""
@@ -115,7 +140,8 @@ class ModelShape(_Frozen):
 
     def params(self) -> int:
         """All parameters; a tied head counts once."""
-        return self.block_params() + self.vocab * self.hidden * (1 if self.tied else 2) + self.hidden
+        rows = self.vocab * (1 if self.tied else 2) + self.positions
+        return self.block_params() + rows * self.hidden + self._norm
 
     def flops(self, context: int) -> int:
         """FLOPs of the blocks for one token that attends to `context` tokens (a multiply-add counts as two)."""
@@ -217,9 +243,14 @@ class Plan(BaseModel):
             for indices, size, what in worst:
                 if indices and indices[-1] >= size:
                     raise ValueError(f"block {i} keeps {what} {indices[-1]}, the model has {size} (0 to {size - 1})")
+            sizes = (len(kept.kv_groups), kept.heads_per_group)
+            if self.dense.qk_norm_over_heads and kept.kv_groups and sizes != (dense.kv_groups, dense.heads_per_group):
+                raise ValueError(f"block {i} thins its heads, which share a norm on q and k: keep all of them, or none")
         shape = self.shape()
         for i, (kept, small) in enumerate(zip(self.blocks, shape.blocks, strict=True)):
             for name, rank in kept.ranks.items():
+                if name not in shape.matrices(small):
+                    raise ValueError(f"block {i}: rank {rank} of {name}, which this architecture does not have")
                 if rank > min(shape.matrices(small)[name]):
                     raise ValueError(f"block {i}: rank {rank} of {name} exceeds its size {shape.matrices(small)[name]}")
         if self.blocks and not self.blocks[0].kv_groups:

@@ -20,7 +20,7 @@ def count(model: torch.nn.Module) -> int:
 def test_shape_counts_every_parameter_of_a_dense_model(tiny):
     shape = family_of(tiny.config).shape(tiny.config)
     assert shape.params() == count(tiny)
-    assert shape.block_params() == count(tiny.model.layers)
+    assert shape.block_params() == count(family_of(tiny.config).blocks(tiny))
 
 
 @pytest.mark.parametrize("compensation", ["none", "least-squares+bias"])
@@ -29,7 +29,7 @@ def test_shape_counts_every_parameter_of_a_pruned_model(tiny, compensation):
     plan = make_plan(tiny, random_blocks(family.shape(tiny.config), seed=5), compensation)
     pruned = prune(tiny, plan)
     assert plan.shape().params() == count(pruned)
-    assert plan.shape().block_params() == count(pruned.model.layers)
+    assert plan.shape().block_params() == count(family.blocks(pruned))
     assert family.shape(pruned.config) == plan.shape()
 
 
@@ -37,9 +37,9 @@ def test_family_of_a_pruned_type_is_the_stock_family():
     assert family_of("sentei_qwen3") is FAMILIES["qwen3"] is family_of(SimpleNamespace(model_type="qwen3"))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "sentei_gpt2", None])
+@pytest.mark.parametrize("model_type", ["bloom", "sentei_bloom", None])
 def test_unknown_architecture_says_what_is_known_and_how_to_add_one(model_type):
-    expected = r"unknown architecture .*llama, mistral, qwen2, qwen3.*add-a-family"
+    expected = r"unknown architecture .*llama, mistral, .*qwen2, qwen3.*add-a-family"
     with pytest.raises(InputError, match=expected) as caught:
         family_of(SimpleNamespace(model_type=model_type))
     assert "\n" not in str(caught.value)
@@ -57,22 +57,15 @@ def test_heads_that_do_not_divide_into_groups_are_refused():
 def test_walking_block_by_block_equals_the_model(tiny, ids, cut, attention):
     family = family_of(tiny.config)
     model = prune(tiny, make_plan(tiny, random_blocks(family.shape(tiny.config), seed=7))) if cut else tiny
+    if attention == "sdpa" and not model._supports_sdpa:
+        pytest.skip(f"{type(model).__name__} has soft caps, which sdpa has not")
     model.set_attn_implementation(attention)
     with torch.no_grad():
         hidden = family.embed(model, ids)
         for i, block in enumerate(family.blocks(model)):
             hidden = block(hidden, **family.block_inputs(model, hidden, i))
-        logits = family.head(model)(family.final_norm(model)(hidden))
+        logits = family.logits(model, hidden)
         torch.testing.assert_close(logits, model(ids).logits)
-
-
-def test_block_inputs_without_index_where_blocks_see_differently_far():
-    family, model = FAMILIES["qwen2"], tiny_model("qwen2-window")
-    hidden = torch.zeros(1, 6, 42)
-    with pytest.raises(ValueError, match="6 tokens exceed 5: pass `index`"):
-        family.block_inputs(model, hidden)
-    family.block_inputs(model, hidden[:, :5])  # nobody sees less than 5 tokens
-    family.block_inputs(model, hidden, 2)
 
 
 def test_removed_parts_are_none_and_have_no_weights():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sentei.families import family_of
-from sentei.families.stock import as_stock
+from sentei.families.stock import as_stock, stock_of
 from sentei.families.surgery import prune
 from sentei.plan import BlockPlan
 from tiny import make_plan, tiny_model, whole
@@ -34,7 +34,7 @@ def test_equal_ffn_widths(tiny, ids):
     if tiny.config.model_type == "qwen2":  # 6 heads of 8 are not the hidden size, 42
         assert stock is None
         return
-    assert type(stock) is type(tiny) and stock.config.intermediate_size == 35
+    assert type(stock) is type(tiny) and getattr(stock.config, family_of(tiny.config).ffn_size) == 35
     same(stock, pruned, ids)
 
 
@@ -98,8 +98,10 @@ def test_unequal_blocks_and_new_biases_stay(odd):
     assert as_stock(cut(model, blocks)) is None
 
 
-def test_a_dense_model_is_its_own_stock_form(tiny):
-    assert as_stock(tiny) is tiny
+def test_a_dense_model_is_its_own_stock_form(tiny, ids):
+    stock = stock_of(tiny)
+    assert as_stock(stock) is stock and as_stock(tiny).state_dict().keys() == stock.state_dict().keys()
+    same(stock, tiny, ids)
 
 
 def test_no_weights_are_copied():

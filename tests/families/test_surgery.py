@@ -21,20 +21,21 @@ def masked(model, plan):
     model = copy.deepcopy(model)
     family = family_of(model.config)
     for block, kept, size in zip(family.blocks(model), plan.blocks, plan.dense.blocks, strict=True):
-        attention, ffn = family.attention(block), family.ffn(block)
-        if attention is not None:
-            mask = torch.zeros(attention.o_proj.in_features)
+        o_proj = family.linears(block, "attention").get("o_proj")
+        down_proj = family.linears(block, "ffn").get("down_proj")
+        if o_proj is not None:
+            mask = torch.zeros(o_proj.in_features)
             if kept.kv_groups:
                 mask[head_rows(kept, size.heads_per_group, plan.dense.head_dim)[0]] = 1
-            attention.o_proj.weight *= mask
-            if not kept.kv_groups and attention.o_proj.bias is not None:
-                attention.o_proj.bias.zero_()
-        if ffn is not None:
-            mask = torch.zeros(ffn.down_proj.in_features)
+            o_proj.weight *= mask
+            if not kept.kv_groups and o_proj.bias is not None:
+                o_proj.bias.zero_()
+        if down_proj is not None:
+            mask = torch.zeros(down_proj.in_features)
             mask[kept.ffn] = 1
-            ffn.down_proj.weight *= mask
-            if not kept.ffn and ffn.down_proj.bias is not None:
-                ffn.down_proj.bias.zero_()
+            down_proj.weight *= mask
+            if not kept.ffn and down_proj.bias is not None:
+                down_proj.bias.zero_()
     return model
 
 
@@ -75,28 +76,30 @@ def test_pruned_equals_masked_for_any_plan(case):
     assert sum(p.numel() for p in pruned.parameters()) == plan.shape().params()
 
 
-def test_within_group_heads_may_differ_from_group_to_group(tiny, ids):
-    blocks = whole(shape_of(tiny))
+def test_within_group_heads_may_differ_from_group_to_group(grouped, ids):
+    blocks = whole(shape_of(grouped))
     blocks[1] = BlockPlan(kv_groups=[0, 2], query_heads=[[1], [0]], ffn=list(range(40)))
-    plan = make_plan(tiny, blocks)
-    torch.testing.assert_close(logits(prune(tiny, plan), ids), logits(masked(tiny, plan), ids), atol=2e-4, rtol=1e-4)
+    plan = make_plan(grouped, blocks)
+    torch.testing.assert_close(
+        logits(prune(grouped, plan), ids), logits(masked(grouped, plan), ids), atol=2e-4, rtol=1e-4
+    )
 
 
 def test_cutting_nothing_changes_nothing(tiny, ids):
     torch.testing.assert_close(logits(prune(tiny, make_plan(tiny, whole(shape_of(tiny)))), ids), logits(tiny, ids))
 
 
-def test_cutting_twice_equals_cutting_once(tiny, ids):
-    blocks = whole(shape_of(tiny))
+def test_cutting_twice_equals_cutting_once(grouped, ids):
+    blocks = whole(shape_of(grouped))
     blocks[1] = BlockPlan(kv_groups=[0, 2], query_heads=[[0, 1]] * 2, ffn=list(range(10, 40)))
-    once = prune(tiny, make_plan(tiny, blocks))
+    once = prune(grouped, make_plan(grouped, blocks))
     again = whole(shape_of(once))
     again[1] = BlockPlan(kv_groups=[1], query_heads=[[1]], ffn=[0, 5])
     again[2] = BlockPlan(kv_groups=[], query_heads=[], ffn=[0])
     twice = prune(once, make_plan(once, again))
     blocks[1] = BlockPlan(kv_groups=[2], query_heads=[[1]], ffn=[10, 15])
     blocks[2] = again[2]
-    torch.testing.assert_close(logits(twice, ids), logits(prune(tiny, make_plan(tiny, blocks)), ids))
+    torch.testing.assert_close(logits(twice, ids), logits(prune(grouped, make_plan(grouped, blocks)), ids))
 
 
 def test_new_biases_start_at_zero_and_old_ones_stay(tiny, ids):
@@ -104,8 +107,9 @@ def test_new_biases_start_at_zero_and_old_ones_stay(tiny, ids):
     plain, biased = (prune(tiny, make_plan(tiny, blocks, name)) for name in ("none", "bias"))
     torch.testing.assert_close(logits(plain, ids), logits(biased, ids))
     family = family_of(tiny.config)
-    assert all(family.attention(b).o_proj.bias is not None for b in family.blocks(biased))
-    assert all(family.ffn(b).down_proj.bias is not None for b in family.blocks(biased))
+    if not shape_of(tiny).qk_norm_over_heads:
+        assert all(family.linears(b, "attention")["o_proj"].bias is not None for b in family.blocks(biased))
+    assert all(family.linears(b, "ffn")["down_proj"].bias is not None for b in family.blocks(biased))
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -132,7 +136,10 @@ def test_skeleton_copies_what_is_outside_blocks_and_leaves_the_dense_model_alone
     before = {name: value.clone() for name, value in tiny.state_dict().items()}
     plan = make_plan(tiny, random_blocks(shape_of(tiny), 1))
     new = skeleton(tiny, plan.shape())
-    for name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+    family = family_of(tiny.config)
+    names = [name for name in before if not name.startswith(family.blocks_at)]
+    assert {f"{family.embedding_at}.weight", f"{family.norm_at}.weight", "lm_head.weight"} <= set(names)
+    for name in names:
         assert torch.equal(new.state_dict()[name], before[name])
         assert new.state_dict()[name].data_ptr() != tiny.state_dict()[name].data_ptr()
     assert all(torch.equal(value, before[name]) for name, value in tiny.state_dict().items())

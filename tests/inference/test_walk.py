@@ -57,7 +57,7 @@ def test_perplexity_is_the_same_and_every_block_is_read_once(
     reads = counted(model)
     assert perplexity(model, windows, batch=2) == wanted
     assert reads == list(range(4)), "three batches went through each block"
-    assert all(p.is_meta for p in model.model.layers.parameters()), "no block stays"
+    assert all(p.is_meta for p in family_of(model.config).blocks(model).parameters()), "no block stays"
 
 
 def test_answers_are_scored_the_same(directory: Path) -> None:

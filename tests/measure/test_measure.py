@@ -25,8 +25,10 @@ def inputs_of(model, ids, name):
 def test_grams_and_means_are_those_of_a_plain_forward_pass(tiny, ids):
     profile = measure(tiny, ids, gradient_tokens=0, keep_grams=True)
     assert profile.shape == family_of(tiny.config).shape(tiny.config)
+    family = family_of(tiny.config)
     for name, part in (("o_proj", "attention"), ("down_proj", "ffn")):
-        for block, x in zip(profile.blocks, inputs_of(tiny, ids, name), strict=True):
+        at = f"{family.layout(part).path}.{family.layout(part).matrices[name]}"
+        for block, x in zip(profile.blocks, inputs_of(tiny, ids, at), strict=True):
             stats = getattr(block, part)
             torch.testing.assert_close(stats.gram, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(stats.mean, x.mean(0), rtol=1e-4, atol=1e-6)
@@ -34,12 +36,15 @@ def test_grams_and_means_are_those_of_a_plain_forward_pass(tiny, ids):
 
 
 def test_gradients_are_those_of_a_plain_backward_pass(tiny, ids):
-    profile = measure(tiny, ids, gradient_tokens=ids.numel(), keep_grams=True)
+    tiny.requires_grad_(True)
+    profile, family = measure(tiny, ids, gradient_tokens=ids.numel(), keep_grams=True), family_of(tiny.config)
+    assert all(p.requires_grad for p in tiny.parameters()), "measure must leave the model as it was"
+    at = f"{family.ffn_part.path}.{family.ffn_part.matrices['down_proj']}"
     grads = []
     handles = [
         m.register_full_backward_hook(lambda _m, _i, out: grads.append(out[0].flatten(0, 1)))
         for key, m in tiny.named_modules()
-        if key.endswith("down_proj")
+        if key.endswith(at)
     ]
     tiny.zero_grad()
     logits = tiny(ids).logits[:, :-1].flatten(0, 1)
@@ -48,20 +53,14 @@ def test_gradients_are_those_of_a_plain_backward_pass(tiny, ids):
         handle.remove()
     for block, g in zip(reversed(profile.blocks), grads, strict=True):
         torch.testing.assert_close(block.ffn.output_grad, g.T @ g / ids.numel(), rtol=1e-3, atol=1e-7)
-    family = family_of(tiny.config)
     for stats, block in zip(profile.blocks, family.blocks(tiny), strict=True):
-        mlp = block.mlp
-        wanted = sum((w.weight * w.weight.grad).abs().sum(1) for w in (mlp.gate_proj, mlp.up_proj))
-        wanted = wanted + (mlp.down_proj.weight * mlp.down_proj.weight.grad).abs().sum(0)
+        *inner, down = family.linears(block, "ffn").values()
+        wanted = sum((w.weight * w.weight.grad).abs().sum(1) for w in inner)
+        wanted = wanted + (down.weight * down.weight.grad).abs().sum(0)
         torch.testing.assert_close(stats.ffn.taylor, wanted.detach() / ids.numel(), rtol=1e-3, atol=1e-6)
         # a KV group's score is the sum over its own query heads, keys and values: nothing lost, nothing counted twice
-        attention = block.self_attn
-        total = sum(
-            (w.weight * w.weight.grad).abs().sum()
-            for w in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        )
+        total = sum((w.weight * w.weight.grad).abs().sum() for w in family.linears(block, "attention").values())
         torch.testing.assert_close(stats.attention.taylor.sum(), total.detach() / ids.numel(), rtol=1e-3, atol=1e-6)
-    assert all(p.requires_grad for p in tiny.parameters()), "measure must leave the model as it was"
 
 
 def test_a_group_owns_its_own_query_heads(tiny_models, ids):

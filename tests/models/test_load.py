@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sentei.errors import InputError
+from sentei.families.stock import stock_of
 from sentei.models.load import Loaded, as_loaded, digest, load
 from tiny import tiny_model, tiny_tokenizer
 
@@ -45,7 +46,7 @@ def edit_weights(directory: Path, **changes) -> None:
 
 
 def test_stock_directory_of_every_family(tiny, ids, tmp_path):
-    tiny.save_pretrained(tmp_path / "m")
+    stock_of(tiny).save_pretrained(tmp_path / "m")
     loaded = load(tmp_path / "m", dtype="float32")
     with torch.no_grad():
         assert torch.equal(loaded.model(ids).logits, tiny(ids).logits)
@@ -152,8 +153,8 @@ def test_config_that_makes_no_model(saved, change):
 
 
 def test_unknown_architecture(saved):
-    edit_config(saved, model_type="gpt2")
-    assert "unknown architecture 'gpt2'; known: llama" in refused(saved)
+    edit_config(saved, model_type="bloom")
+    assert "unknown architecture 'bloom'; known: gemma2" in refused(saved)
 
 
 def test_no_weights(saved):

@@ -13,10 +13,18 @@ if TYPE_CHECKING:
 FAMILIES: Registry[Family] = Registry(
     "family",
     {
+        "gemma2": "sentei.families.gemma2:FAMILY",
+        "gemma3_text": "sentei.families.gemma3:FAMILY",
+        "gpt2": "sentei.families.gpt2:FAMILY",
+        "gpt_neox": "sentei.families.gpt_neox:FAMILY",
+        "granite": "sentei.families.granite:FAMILY",
         "llama": "sentei.families.llama:FAMILY",
         "mistral": "sentei.families.mistral:FAMILY",
+        "olmo2": "sentei.families.olmo2:FAMILY",
+        "phi3": "sentei.families.phi3:FAMILY",
         "qwen2": "sentei.families.qwen2:FAMILY",
         "qwen3": "sentei.families.qwen3:FAMILY",
+        "smollm3": "sentei.families.smollm3:FAMILY",
     },
 )
 

@@ -1,19 +1,26 @@
 """`Family`: where the parts of an architecture are, and what its config says about sizes.
 
-The four families so far share one layout (attention with q/k/v/o, gated FFN, a norm before each), so that a family is a
-handful of facts. One with another layout overrides the methods.
+Everything that a family says is data (`sentei.families.parts`), and most say little, because what Llama has is the
+default. What is not said is asked of the model: its own forward pass shows what enters block 0 and what each block is
+given beside the stream (positions, masks), so that scaled embeddings, learnt positions, two RoPE bases or blocks
+without RoPE need no code here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from sentei.errors import InputError
+from sentei.families import modeling_sentei
 from sentei.families.modeling_sentei import layer_config
+from sentei.families.parts import ATTENTION, FFN, PARTS, Part
 from sentei.families.streamed import streamed_blocks
 from sentei.plan import BlockShape, ModelShape
 
@@ -27,30 +34,97 @@ class Family:
     Attributes:
         name: `model_type` of the stock config; "sentei_<name>" is that of a pruned model.
         prefix: what the class names start with: "Llama" for LlamaConfig, LlamaModel, LlamaForCausalLM.
+        classes: of config, body and causal model, where their names are others.
+        attention, ffn: the parts of a block.
+        blocks_at: path of the blocks in the model.
+        norm_at: path of the norm after the last block.
+        embedding_at: path of the token embedding.
+        parallel: whether both parts read what enters the block, instead of one after the other.
+        multiplier: config key of the factor on what each part adds to the stream.
+        layer_norm: whether norms are LayerNorms, with a bias, instead of RMSNorms.
         qkv_bias: whether q, k and v have biases; a string names the config key that says so.
         o_bias: the same for o.
-        mlp_bias: the same for gate, up and down.
-        qk_norm: whether q and k are normalised per head.
+        mlp_bias: the same for the FFN's matrices.
+        qk_norm: whether q and k are normalised: per head, or over all heads, which then cannot be thinned.
+        positions: config key of the number of learnt positions.
+        ffn_size: config key of the FFN's width; where it says None, the width is four times the hidden size.
+        resized: whether blocks of other sizes are made by changing a dense one: the stock layer takes sizes from the
+            hidden size.
+        transposed: whether the matrices of its blocks are stored as [in, out].
         uniform_as: families whose stock class computes the same, tried in order for a model of equal blocks.
-        features: config keys beyond the usual ones whose effect is inside of a part, or in a method that the family
-            overrides; any other setting that changes what the model computes is refused by name.
+        features: config keys beyond the usual ones whose effect is inside of a part, or asked of the model; any other
+            setting that changes what the model computes is refused by name.
         heads: what stock code wants of hidden size / query heads: nothing, no remainder, or exactly the head size.
+        aliases: other names of stored tensors, and ours.
+        like_llama: whether it computes what Llama does, but for biases, norms on q and k, and windows, so that formats
+            made for Llama hold it.
+        since: the first version of transformers whose classes are described here.
     """
 
     name: str
     prefix: str
+    classes: tuple[str, str, str] | None = None
+    attention_part: Part = ATTENTION
+    ffn_part: Part = FFN
+    blocks_at: str = "model.layers"
+    norm_at: str = "model.norm"
+    embedding_at: str = "model.embed_tokens"
+    parallel: Fact = False
+    multiplier: str | None = None
+    layer_norm: bool = False
     qkv_bias: Fact = False
     o_bias: Fact = False
     mlp_bias: Fact = False
-    qk_norm: bool = False
+    qk_norm: bool | Literal["all heads"] = False
+    positions: str | None = None
+    ffn_size: str = "intermediate_size"
+    resized: bool = False
+    transposed: bool = False
     uniform_as: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     heads: Literal["free", "divide", "exact"] = "free"
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    like_llama: bool = False
+    since: str = "4.50"
 
     @property
     def pruned_type(self) -> str:
         """`model_type` of a model with blocks of different sizes."""
         return f"sentei_{self.name}"
+
+    def stock_class(self, kind: Literal["Config", "Model", "ForCausalLM"]) -> Any:
+        """A class of transformers.
+
+        Raises:
+            InputError: the installed transformers is too old for it.
+        """
+        name = self._class_name(kind)
+        if not hasattr(transformers, name) or _version(transformers.__version__) < _version(self.since):
+            raise InputError(
+                f"family {self.name} needs transformers >= {self.since}, installed is {transformers.__version__}; "
+                "pip install -U transformers"
+            )
+        return getattr(transformers, name)
+
+    def pruned_class(self, kind: Literal["Config", "Model", "ForCausalLM"]) -> Any:
+        """The class of a model with blocks of different sizes."""
+        return getattr(modeling_sentei, f"Sentei{self._class_name(kind)}")
+
+    def _class_name(self, kind: str) -> str:
+        names = self.classes or tuple(f"{self.prefix}{end}" for end in ("Config", "Model", "ForCausalLM"))
+        return dict(zip(("Config", "Model", "ForCausalLM"), names, strict=True))[kind]
+
+    def layout(self, part: str) -> Part:
+        """Where the matrices and norms of the "attention" or the "ffn" part are."""
+        return self.attention_part if part == "attention" else self.ffn_part
+
+    @property
+    def described(self) -> dict[str, Any] | None:
+        """What the modelling file of a pruned model must know; None: nothing, all is as in Llama."""
+        parts = {name: self.layout(name).described() for name in PARTS}
+        if parts == modeling_sentei.LLAMA_PARTS and not self.resized:
+            return None
+        return {"parts": parts, "resized": self.resized}
 
     def shape(self, config: Any) -> ModelShape:
         """Sizes of a model with this config, dense or pruned.
@@ -61,11 +135,17 @@ class Family:
         first = layer_config(config, 0)
         return ModelShape(
             hidden=first.hidden_size,
+            gated="gate_proj" in self.ffn_part.matrices,
+            attention_norms=len(self.attention_part.norms),
+            ffn_norms=len(self.ffn_part.norms),
+            norm_bias=self.layer_norm,
+            positions=getattr(first, self.positions) if self.positions else 0,
             head_dim=getattr(first, "head_dim", None) or first.hidden_size // first.num_attention_heads,
             vocab=first.vocab_size,
             tied=bool(first.tie_word_embeddings),
             qkv_bias=_fact(self.qkv_bias, first),
-            qk_norm=self.qk_norm,
+            qk_norm=bool(self.qk_norm),
+            qk_norm_over_heads=self.qk_norm == "all heads",
             o_bias=_fact(self.o_bias, first),
             mlp_bias=_fact(self.mlp_bias, first),
             storage=getattr(first, "rank_storage", "factors"),
@@ -74,17 +154,19 @@ class Family:
         )
 
     def _block_shape(self, config: Any, index: int) -> BlockShape:
-        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        heads = config.num_attention_heads
+        groups = getattr(config, "num_key_value_heads", None) or heads
         if heads % groups:
             where = f"layer {index}: num_attention_heads {heads}"
             raise InputError(f"{where} is no multiple of num_key_value_heads {groups}; mend config.json")
         skip = getattr(config, "skip", None) or ()
         window = _window(config, index)
         attention, ffn = "attention" not in skip, "mlp" not in skip
+        width = getattr(config, "intermediate_size", None) or getattr(config, self.ffn_size) or 4 * config.hidden_size
         return BlockShape(
             kv_groups=groups if attention else 0,
             heads_per_group=heads // groups if attention else 0,
-            ffn=config.intermediate_size if ffn else 0,
+            ffn=width if ffn else 0,
             o_bias=attention and getattr(config, "o_proj_bias", False),
             down_bias=ffn and getattr(config, "down_proj_bias", False),
             ranks=getattr(config, "ranks", None) or {},
@@ -93,7 +175,7 @@ class Family:
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """The decoder layers, in order; see `block` for one whose weights are wanted."""
-        return cast(nn.ModuleList, cast(Any, model).model.layers)
+        return cast(nn.ModuleList, model.get_submodule(self.blocks_at))
 
     def block(self, model: nn.Module, index: int) -> nn.Module:
         """One decoder layer, in memory: of a streamed model it is read, and the one before it put away."""
@@ -102,68 +184,147 @@ class Family:
             streamed.enter(index)
         return self.blocks(model)[index]
 
-    def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
-        """Token ids [B, T] to what block 0 reads, [B, T, hidden]."""
-        return cast(Tensor, cast(Any, model).model.embed_tokens(ids))
-
     def attention(self, block: nn.Module) -> nn.Module | None:
-        """The attention part, with q_proj, k_proj, v_proj, o_proj; None where it was removed."""
-        return _part(block, "self_attn")
+        """The attention part; None where it was removed."""
+        return self.part(block, "attention")
 
     def ffn(self, block: nn.Module) -> nn.Module | None:
-        """The FFN part, with gate_proj, up_proj, down_proj; None where it was removed."""
-        return _part(block, "mlp")
+        """The FFN part; None where it was removed."""
+        return self.part(block, "ffn")
 
     def part(self, block: nn.Module, name: str) -> nn.Module | None:
-        """The "attention" or the "ffn" part."""
-        return self.attention(block) if name == "attention" else self.ffn(block)
+        """The "attention" or the "ffn" part; None where it was removed: what stands for it has no weights."""
+        part = block.get_submodule(self.layout(name).path)
+        return None if next(part.parameters(), None) is None else part
 
-    def part_norm(self, block: nn.Module, name: str) -> nn.Module:
-        """The norm before the "attention" or the "ffn" part."""
-        return self.attention_norm(block) if name == "attention" else self.ffn_norm(block)
+    def linears(self, block: nn.Module, part: str) -> dict[str, nn.Linear]:
+        """The matrices of a part by our names, the one that writes the stream last; empty where it was removed."""
+        module = self.part(block, part)
+        if module is None:
+            return {}
+        return {name: cast(nn.Linear, module.get_submodule(at)) for name, at in self.layout(part).matrices.items()}
 
-    def attention_norm(self, block: nn.Module) -> nn.Module:
-        """The norm before the attention part (an Identity where that was removed)."""
-        return cast(nn.Module, block.input_layernorm)
+    def norms(self, block: nn.Module, part: str) -> list[nn.Module]:
+        """The norms that go with a part, for copying."""
+        return [block.get_submodule(name) for name in self.layout(part).norms]
 
-    def ffn_norm(self, block: nn.Module) -> nn.Module:
-        """The norm before the FFN part (an Identity where that was removed)."""
-        return cast(nn.Module, block.post_attention_layernorm)
+    def reads(self, block: nn.Module, part: str, stream: Tensor) -> Tensor:
+        """What a part's first matrices read, of the stream at its place (or, in parallel, of what enters the block)."""
+        norm = self.layout(part).before
+        return stream if norm is None else cast(Tensor, block.get_submodule(norm)(stream))
+
+    def joins(self, config: Any, block: nn.Module, part: str, output: Tensor) -> Tensor:
+        """What a part adds to the stream, of the output of its last matrix."""
+        norm, factor = self.layout(part).after, self.factor(config)
+        output = output if norm is None else block.get_submodule(norm)(output)
+        return output if factor == 1 else output * factor
+
+    def factor(self, config: Any) -> float:
+        """What the output of each part is multiplied with."""
+        return float(getattr(config, self.multiplier)) if self.multiplier else 1.0
+
+    def is_parallel(self, config: Any) -> bool:
+        """Whether both parts read what enters the block."""
+        return _fact(self.parallel, config)
+
+    def run_part(
+        self, model: nn.Module, index: int, part: str, stream: Tensor, inputs: dict[str, Any] | None = None
+    ) -> Tensor:
+        """The output of a part's last matrix; `stream`: what the part reads, before its norm, [B, T, hidden].
+
+        `inputs`: of the block, where they are known; see `block_inputs`.
+        """
+        block = self.block(model, index)
+        module = self.part(block, part)
+        assert module is not None  # nothing is run that was removed
+        read = self.reads(block, part, stream)
+        if part == "ffn":
+            return cast(Tensor, module(read))
+        given = self.block_inputs(model, stream, index) if inputs is None else inputs
+        return cast(Tensor, module(hidden_states=read, **given)[0])
 
     def final_norm(self, model: nn.Module) -> nn.Module:
         """The norm after the last block."""
-        return cast(nn.Module, cast(Any, model).model.norm)
+        return model.get_submodule(self.norm_at)
 
     def head(self, model: nn.Module) -> nn.Module:
-        """The language-model head; its weight may be that of the embedding."""
-        return cast(nn.Module, cast(Any, model).lm_head)
+        """The language-model head; its weight may be that of the embedding. See `logits`."""
+        return cast(nn.Module, cast(Any, model).get_output_embeddings())
 
-    def block_inputs(self, model: nn.Module, hidden: Tensor, index: int | None = None) -> dict[str, Any]:
-        """Keyword arguments for `block(hidden, **inputs)`; no padding, positions from 0.
+    def logits(self, model: nn.Module, stream: Tensor) -> Tensor:
+        """Logits [..., vocab] of what leaves the last block."""
+        return scaled_logits(model, self.final_norm(model)(stream))
+
+    def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
+        """Token ids [B, T] to what block 0 reads, [B, T, hidden]."""
+        return self._asked(model, input_ids=ids)[0][0]
+
+    def block_inputs(self, model: nn.Module, hidden: Tensor, index: int, first: int = 0) -> dict[str, Any]:
+        """Keyword arguments for `block(hidden, **inputs)`; no padding, no cache.
 
         Args:
             model: the model whose block it is.
             hidden: [B, T, hidden].
-            index: of the block. May be left out where all blocks see equally far (always, but for models that mix
-                sliding windows with full attention, on windows longer than the sliding one).
-
-        Raises:
-            ValueError: `index` is needed and was left out.
+            index: of the block.
+            first: position of the first token.
         """
-        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+        positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None]
+        return self._asked(model, inputs_embeds=hidden, position_ids=positions)[index][1]
 
-        config = cast(Any, model).config
-        window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or ()
-        if index is None and len(set(kinds)) > 1 and hidden.shape[1] > cast(int, window):
-            raise ValueError(f"blocks see differently far and {hidden.shape[1]} tokens exceed {window}: pass `index`")
-        make_mask = create_sliding_window_causal_mask if _window(config, index or 0) else create_causal_mask
-        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        return {
-            "position_ids": positions,
-            "position_embeddings": cast(Any, model).model.rotary_emb(hidden, positions),
-            "attention_mask": make_mask(config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None),
-            "use_cache": False,
-        }
+    def _asked(self, model: nn.Module, **inputs: Any) -> list[tuple[Tensor, dict[str, Any]]]:
+        """What the model's own forward pass gives to each block: the stream as it enters block 0, and the rest."""
+        body, blocks = cast(Any, model).base_model, self.blocks(model)
+        holder, _, name = self.blocks_at.rpartition(".")
+        probes = nn.ModuleList(_Probe(block, last=i + 1 == len(blocks)) for i, block in enumerate(blocks))
+        setattr(model.get_submodule(holder), name, probes)
+        try:
+            body(**inputs, use_cache=False)
+        except _AllAskedError:
+            pass
+        finally:
+            setattr(model.get_submodule(holder), name, blocks)
+        return [cast(_Probe, probe).seen for probe in probes]
+
+
+class _AllAskedError(Exception):
+    """The last block has been given its inputs; nothing after it is of interest."""
+
+
+class _Probe(nn.Module):
+    """Stands for a block: notes what it is given, and does nothing."""
+
+    seen: tuple[Tensor, dict[str, Any]]
+
+    def __init__(self, block: nn.Module, last: bool) -> None:
+        super().__init__()
+        self.__dict__["real"] = block  # no child: its weights are not this module's
+        self.last = last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["real"], name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Notes its arguments by their names."""
+        bound = inspect.signature(type(self.__dict__["real"]).forward).bind(None, hidden_states, *args, **kwargs)
+        named = dict(list(bound.arguments.items())[2:])
+        named |= named.pop("kwargs", {})
+        self.seen = hidden_states, named
+        if self.last:
+            raise _AllAskedError
+        return hidden_states
+
+
+def scaled_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of normalised hidden states, with the scale or cap that the architecture puts on them."""
+    config = model.config.get_text_config()
+    out: Tensor = model.get_output_embeddings()(hidden)
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        out = out * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        out = out / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        out = torch.tanh(out / cap) * cap
+    return out
 
 
 def stored_dtype(config: Any) -> str:
@@ -190,6 +351,5 @@ def _fact(fact: Fact, config: Any) -> bool:
     return bool(getattr(config, fact)) if isinstance(fact, str) else fact
 
 
-def _part(block: nn.Module, name: str) -> nn.Module | None:
-    part = cast(nn.Module, getattr(block, name))
-    return None if next(part.parameters(), None) is None else part  # what stands for a removed part has no weights
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2])

@@ -43,6 +43,7 @@ _KNOWN = frozenset(
         "down_proj_bias",
         "ranks",
         "rank_storage",
+        "sentei_parts",
         "pad_token_id",
         "bos_token_id",
         "eos_token_id",
@@ -77,7 +78,7 @@ def check_features(family: Family, config: Any) -> None:
     """
     values = config.to_dict()
     declared = _fields(type(config))
-    for key in sorted(values):
+    for key in sorted(key for key in values if not key.startswith("_")):
         asked = (key in declared and key not in _common()) or (key not in declared and _FEATURE.search(key))
         if asked and key not in _KNOWN and key not in family.features and not _is_neutral(key, values[key]):
             raise _refusal(family, key, values[key])

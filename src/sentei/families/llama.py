@@ -5,6 +5,7 @@ from sentei.families.base import Family
 # Mistral without a window is the same function, and takes the head counts that LlamaConfig refuses.
 FAMILY = Family(
     name="llama",
+    like_llama=True,
     prefix="Llama",
     qkv_bias="attention_bias",
     o_bias="attention_bias",

@@ -2,4 +2,4 @@
 
 from sentei.families.base import Family
 
-FAMILY = Family(name="mistral", prefix="Mistral", uniform_as=("mistral",))
+FAMILY = Family(name="mistral", like_llama=True, prefix="Mistral", uniform_as=("mistral",))

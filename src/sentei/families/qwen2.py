@@ -3,4 +3,4 @@
 from sentei.families.base import Family
 
 # vLLM derives the head size of Qwen2 from the head count, so that only the full count is safe in the stock class.
-FAMILY = Family(name="qwen2", prefix="Qwen2", qkv_bias=True, uniform_as=("qwen2",), heads="exact")
+FAMILY = Family(name="qwen2", like_llama=True, prefix="Qwen2", qkv_bias=True, uniform_as=("qwen2",), heads="exact")

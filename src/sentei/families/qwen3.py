@@ -4,6 +4,7 @@ from sentei.families.base import Family
 
 FAMILY = Family(
     name="qwen3",
+    like_llama=True,
     prefix="Qwen3",
     qkv_bias="attention_bias",
     o_bias="attention_bias",

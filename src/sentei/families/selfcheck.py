@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from sentei.errors import InputError
-from sentei.families import modeling_sentei
 from sentei.families.base import Family
+from sentei.families.parts import PARTS
 from sentei.families.streamed import StreamedBlocks, stream, streamed_blocks
 from sentei.families.surgery import on_meta, pruned_config, ready
 
 TOKENS = 64  # of the window
-_PARTS = {"attention": ("q_proj", "o_proj"), "ffn": ("gate_proj", "down_proj")}  # what reads, what writes
 
 
 @dataclass
@@ -50,35 +49,36 @@ def check_family(family: Family, model: nn.Module, ids: Tensor) -> None:
     """
     ids = ids[:1, :TOKENS].to(next(model.parameters()).device)
     blocks = list(family.blocks(model))
-    parts = {(i, name): family.part(block, name) for i, block in enumerate(blocks) for name in _PARTS}
+    parts = {(i, name): family.part(block, name) for i, block in enumerate(blocks) for name in PARTS}
     watched: dict[Any, nn.Module] = dict(enumerate(blocks))
     for (i, name), part in parts.items():
         if part is not None:
-            reads, writes = (cast(nn.Module, getattr(part, linear)) for linear in _PARTS[name])
-            watched |= {(i, name): part, (i, name, "reads"): reads, (i, name, "writes"): writes}
+            linears = list(family.linears(blocks[i], name).values())
+            watched |= {(i, name): part, (i, name, "reads"): linears[0], (i, name, "writes"): linears[-1]}
     with _watch(watched) as seen:
         logits = cast(Any, model)(ids, use_cache=False).logits
     if not torch.isfinite(logits).all():
         return  # measuring names the block where this begins
+    config = cast(Any, model).config
     check = _Checker(family.name, max(4 * torch.finfo(logits.dtype).eps, 1e-5))
     check("the embedding", family.embed(model, ids), seen[0].inputs[0])
     for i in range(len(blocks)):
         block = family.block(model, i)
         entered, left = seen[i].inputs[0], seen[i].outputs[0]
         total = entered
-        for name in _PARTS:
+        for name in PARTS:
             if parts[i, name] is None:
                 continue
-            where, added = f"block {i}, {name} part", seen[i, name].outputs[0]
-            check(f"{where}: what it reads", family.part_norm(block, name)(total), seen[i, name, "reads"].inputs[0])
-            check(f"{where}: its last matrix", seen[i, name, "writes"].outputs[0], added)
-            total = total + added
+            where, output = f"block {i}, {name} part", seen[i, name].outputs[0]
+            read = entered if family.is_parallel(config) else total
+            check(f"{where}: what it reads", family.reads(block, name, read), seen[i, name, "reads"].inputs[0])
+            check(f"{where}: its last matrix", seen[i, name, "writes"].outputs[0], output)
+            total = total + family.joins(config, block, name, output)
         check(f"block {i}: the sum of its parts", total, left)
         check(f"block {i} alone", _output(block(entered, **family.block_inputs(model, entered, i))), left)
-    check("final norm and head", family.head(model)(family.final_norm(model)(seen[len(blocks) - 1].outputs[0])), logits)
+    check("final norm and head", family.logits(model, seen[len(blocks) - 1].outputs[0]), logits)
     whole = _as_pruned(family, model)
-    if whole is not None:
-        check("the class of pruned models, nothing removed", whole(ids, use_cache=False).logits, logits, slack=4)
+    check("the class of pruned models, nothing removed", whole(ids, use_cache=False).logits, logits, slack=4)
 
 
 class _Checker:
@@ -103,13 +103,10 @@ class _Checker:
 
 
 def _as_pruned(family: Family, model: nn.Module) -> Any:
-    """The model as the class that a cut makes, sharing its weights; None where the family has no such class yet."""
-    name = f"Sentei{family.prefix}ForCausalLM"
-    if not hasattr(modeling_sentei, name):
-        return None
+    """The model as the class that a cut makes, sharing its weights."""
     net = cast(Any, model)
     config = pruned_config(net.config, family.shape(net.config))
-    new = on_meta(getattr(modeling_sentei, name), config, net.dtype)
+    new = on_meta(family.pruned_class("ForCausalLM"), config, net.dtype)
     new.load_state_dict(net.state_dict(), assign=True)
     if (streamed := streamed_blocks(model)) is not None:
         stream(new, StreamedBlocks(family.blocks(new), streamed.read, device=net.device))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import transformers
-
 from sentei.families import FAMILIES, family_of
 from sentei.families.base import Family
-from sentei.families.streamed import StreamedBlocks, stream, streamed_blocks
+from sentei.families.separate import is_plain, is_separate, stock_block_state, stock_state
+from sentei.families.streamed import State, StreamedBlocks, stream, streamed_blocks
 from sentei.families.surgery import OURS, on_meta, ready
 from sentei.plan import BlockShape, ModelShape
 
@@ -17,6 +16,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LLAMA_ONLY = ("attention_bias", "mlp_bias", "pretraining_tp")
+
+
+def stock_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A separate model as its stock class is; itself where nothing was taken apart."""
+    family = family_of(model.config)
+    if is_plain(family) or model.config.model_type != family.name or not is_separate(family, model):
+        return model
+    new = on_meta(type(model), model.config, model.dtype)
+    new.load_state_dict(stock_state(family, model.state_dict(), family.shape(model.config)), assign=True)
+    new.generation_config = copy.deepcopy(model.generation_config)
+    return ready(new, model.device)
 
 
 def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
@@ -27,7 +37,7 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     """
     family = family_of(model.config)
     if model.config.model_type == family.name:
-        return model
+        return stock_of(model)
     shape = family.shape(model.config)
     kept = [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
     if any(block.ranks for block in shape.blocks):
@@ -41,13 +51,18 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     if target is None or adds_bias or not groups or not ffn:
         return None
     values = stock_values(model.config, target, shape.blocks[kept[0]], kept)
-    config = getattr(transformers, f"{target.prefix}Config")(**values)
+    config = target.stock_class("Config")(**values)
     config._attn_implementation = model.config._attn_implementation
     config._name_or_path = model.config._name_or_path
-    stock = on_meta(getattr(transformers, f"{target.prefix}ForCausalLM"), config, model.dtype)
-    stock.load_state_dict(_renumbered(model, kept), assign=True)
+    stock = on_meta(target.stock_class("ForCausalLM"), config, model.dtype)
+    stock.load_state_dict(stock_state(family, _renumbered(family, model, kept), shape), assign=True)
     if (streamed := streamed_blocks(model)) is not None:
-        stream(stock, StreamedBlocks(family.blocks(stock), lambda i: streamed.read(kept[i]), device=model.device))
+        stream(
+            stock,
+            StreamedBlocks(
+                family.blocks(stock), lambda i: _stock_block(family, shape, streamed, kept[i]), device=model.device
+            ),
+        )
     stock.generation_config = copy.deepcopy(model.generation_config)
     return ready(stock, model.device)
 
@@ -69,13 +84,15 @@ def stock_values(
     values = {key: value for key, value in config.to_dict().items() if key not in gone}
     values |= {
         "num_hidden_layers": len(kept),
-        "intermediate_size": block.ffn,
+        target.ffn_size: block.ffn,
         "head_dim": own.shape(config).head_dim,
         "num_attention_heads": block.kv_groups * block.heads_per_group,
         "num_key_value_heads": block.kv_groups,
     }
     if target.name == "mistral":
         values.setdefault("sliding_window", None)  # else the default of 4,096
+    if values.get("no_rope_layers"):
+        values["no_rope_layers"] = [values["no_rope_layers"][i] for i in kept]
     if kinds := values.get("layer_types"):
         kinds = values["layer_types"] = [kinds[i] for i in kept]
         values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
@@ -103,12 +120,20 @@ def _holds(family: Family, shape: ModelShape, heads: int) -> bool:
     return fits and takes_heads(family, shape, heads)
 
 
-def _renumbered(model: PreTrainedModel, kept: list[int]) -> dict[str, Any]:
+def _stock_block(family: Family, shape: ModelShape, streamed: StreamedBlocks, index: int) -> State | None:
+    state = streamed.read(index)
+    return None if state is None else stock_block_state(family, state, shape)
+
+
+def _renumbered(family: Family, model: PreTrainedModel, kept: list[int]) -> dict[str, Any]:
     """The weights, with the kept blocks numbered from 0."""
-    number = {f"model.layers.{old}.": f"model.layers.{new}." for new, old in enumerate(kept)}
+    inside, number = f"{family.blocks_at}.", {str(old): new for new, old in enumerate(kept)}
     state = {}
     for name, value in model.state_dict().items():
-        parts = name.split(".", 3)
-        prefix = ".".join(parts[:3]) + "."
-        state[number[prefix] + parts[3] if prefix in number else name] = value
+        if name.startswith(inside):
+            old, _, within = name.removeprefix(inside).partition(".")
+            if old not in number:
+                continue
+            name = f"{inside}{number[old]}.{within}"
+        state[name] = value
     return state

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from sentei.families import family_of, modeling_sentei
 from sentei.families.base import Family
+from sentei.families.parts import PARTS
+from sentei.families.separate import separate
 from sentei.families.streamed import BlockFiles, StreamedBlocks, stream
-from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
+from sentei.plan import ATTENTION_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +25,7 @@ OURS = (
     "down_proj_bias",
     "ranks",
     "rank_storage",
+    "sentei_parts",
     "model_type",
     "architectures",
     "auto_map",
@@ -35,12 +38,17 @@ def pruned_config(config: Any, shape: ModelShape) -> Any:
     family = family_of(config)
     values = {key: value for key, value in config.to_dict().items() if key not in OURS}
     values["head_dim"] = shape.head_dim  # else derived from the head count, which now differs
+    full = family.shape(config).blocks[0]
+    values.setdefault("num_key_value_heads", full.kv_groups)  # sizes that this class does not name
+    values.setdefault("intermediate_size", full.ffn)
     kinds = values.get("layer_types")
     if kinds:
         # A removed attention part never fills its cache, so it must not be the first of its kind: the length of the
         # cache, from which masks are made, is read there. Block 0 always keeps its attention.
         values["layer_types"] = [kinds[0] if not b.kv_groups else k for b, k in zip(shape.blocks, kinds, strict=True)]
-    new = getattr(modeling_sentei, f"Sentei{family.prefix}Config")(**values)
+    new = family.pruned_class("Config")(**values)
+    if family.described is not None:
+        new.sentei_parts = family.described
     new.per_layer_config = {i: _overrides(block) for i, block in enumerate(shape.blocks)}
     new.rank_storage = shape.storage
     new.allow_global_per_layer_attribute_access = True  # peft and others read the global values
@@ -68,8 +76,12 @@ def on_meta(model_class: Any, config: Any, dtype: torch.dtype) -> PreTrainedMode
 
 def ready(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
     """What a model that was made on meta still needs once it has weights: buffers, tied head, eval mode."""
-    body = cast(Any, model).model
-    body.rotary_emb = type(body.rotary_emb)(config=model.config).to(device)  # its buffers are computed, not loaded
+    body = cast(Any, model.base_model)
+    if hasattr(body, "rotary_emb"):  # its buffers are computed, not loaded
+        body.rotary_emb = type(body.rotary_emb)(config=model.config).to(device)
+    embedding = cast(Any, model.get_input_embeddings())
+    if hasattr(embedding, "embed_scale"):  # as is the scale of an embedding
+        embedding.embed_scale = torch.tensor(embedding.scalar_embed_scale, device=device)
     model.tie_weights()
     return model.eval()
 
@@ -93,24 +105,28 @@ def skeleton(model: PreTrainedModel, shape: ModelShape, work: Path | None = None
     """
     family = family_of(model.config)
     config = pruned_config(model.config, shape)
-    model_class = getattr(modeling_sentei, f"Sentei{family.prefix}ForCausalLM")
-    new = on_meta(model_class, config, model.dtype)
+    new = on_meta(family.pruned_class("ForCausalLM"), config, model.dtype)
+    around = outside(family, model)
+    new.load_state_dict({name: value.clone() for name, value in around.items()}, assign=True, strict=False)
     if work is None:
-        _start(new.to_empty(device=model.device))
+        _start(family.blocks(new).to_empty(device=model.device))
     else:
         files = BlockFiles(work)
-        blocks = StreamedBlocks(family.blocks(new), files.read, files.write, start=_start, device=model.device)
-        for module in (cast(Any, new).model.embed_tokens, family.final_norm(new), family.head(new)):
-            module.to_empty(device=model.device)
-        stream(new, blocks)
+        stream(new, StreamedBlocks(family.blocks(new), files.read, files.write, start=_start, device=model.device))
     new = ready(new, model.device)
     new.generation_config = copy.deepcopy(model.generation_config)
-    old_body, new_body = cast(Any, model).model, cast(Any, new).model
-    new_body.embed_tokens.weight.copy_(old_body.embed_tokens.weight)
-    _copy_all(family.final_norm(new), family.final_norm(model))
-    if not shape.tied:
-        _copy_all(family.head(new), family.head(model))
     return new
+
+
+def outside(family: Family, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors around the blocks; a head that is the embedding has one name."""
+    inside, seen = f"{family.blocks_at}.", set[int]()
+    found = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not name.startswith(inside) and id(value) not in seen:
+            seen.add(id(value))
+            found[name] = value
+    return found
 
 
 def _start(module: nn.Module) -> None:
@@ -126,16 +142,25 @@ def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: 
 
     Low-rank matrices get their bias only: their factors come from a fit (`sentei.prune.cut`).
     """
-    for part, names, stays in (("attention", ATTENTION_MATRICES, plan.kv_groups), ("ffn", FFN_MATRICES, plan.ffn)):
-        new, old = family.part(pruned_block, part), family.part(dense_block, part)
-        if not stays or new is None or old is None:
+    heads_per_group = heads_of(family, dense_block, dense)
+    for part in PARTS:
+        new, old = family.linears(pruned_block, part), family.linears(dense_block, part)
+        if not new or not old:
             continue
-        for name in names:
-            _copy_linear(getattr(new, name), *kept(old, name, plan, dense.head_dim))
+        for name, linear in new.items():
+            _copy_linear(linear, *kept(old[name], name, plan, heads_per_group, dense.head_dim))
         if dense.qk_norm and part == "attention":
-            _copy_all(cast(Any, new).q_norm, cast(Any, old).q_norm)
-            _copy_all(cast(Any, new).k_norm, cast(Any, old).k_norm)
-        _copy_all(family.part_norm(pruned_block, part), family.part_norm(dense_block, part))
+            small, full = cast(Any, family.attention(pruned_block)), cast(Any, family.attention(dense_block))
+            _copy_all(small.q_norm, full.q_norm)
+            _copy_all(small.k_norm, full.k_norm)
+        for target, source in zip(family.norms(pruned_block, part), family.norms(dense_block, part), strict=True):
+            _copy_all(target, source)
+
+
+def heads_of(family: Family, block: nn.Module, shape: ModelShape) -> int:
+    """Query heads per KV group of a block; 0 without an attention part."""
+    linears = family.linears(block, "attention")
+    return linears["q_proj"].out_features // linears["k_proj"].out_features if linears else 0
 
 
 def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
@@ -150,19 +175,28 @@ def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     """
     if any(block.ranks for block in plan.blocks):
         raise ValueError("the plan has low-rank matrices; use sentei.cut")
-    family = family_of(model.config)
+    family, model = family_of(model.config), separate(model)
     new = skeleton(model, plan.shape())
     for pruned_block, dense_block, block in zip(family.blocks(new), family.blocks(model), plan.blocks, strict=True):
         fill(family, pruned_block, dense_block, block, plan.dense)
     return new
 
 
-def kept(part: Any, name: str, plan: BlockPlan, head_dim: int) -> tuple[Tensor, Tensor | None]:
-    """The rows and columns that a plan keeps of one matrix of a dense part: `[out, in]`, and of its bias `[out]`."""
-    linear = getattr(part, name)
+def kept(
+    linear: nn.Linear, name: str, plan: BlockPlan, heads_per_group: int, head_dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """The rows and columns that a plan keeps of one matrix of a dense part: `[out, in]`, and of its bias `[out]`.
+
+    Args:
+        linear: the matrix.
+        name: of it, as in plans.
+        plan: what its block keeps.
+        heads_per_group: query heads of each KV group before the cut.
+        head_dim: rows of one head.
+    """
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     if name in ATTENTION_MATRICES:
-        query, key = head_rows(plan, part.num_key_value_groups, head_dim, weight.device)
+        query, key = head_rows(plan, heads_per_group, head_dim, weight.device)
         rows = query if name in ("q_proj", "o_proj") else key
     else:
         rows = torch.tensor(plan.ffn, device=weight.device)

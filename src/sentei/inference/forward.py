@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sentei.families.base import scaled_logits
+
 # Elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary.
 _CHUNK = 1 << 24
 
@@ -31,15 +33,7 @@ def final_hidden(
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits [N, V], fp32, of hidden states [N, D], with the scale or cap that the architecture puts on them."""
-    config = model.config.get_text_config()
-    out: Tensor = model.get_output_embeddings()(hidden)
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        out = out * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        out = out / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        out = torch.tanh(out / cap) * cap
-    return out.float()
+    return scaled_logits(model, hidden).float()
 
 
 def score_targets(model: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

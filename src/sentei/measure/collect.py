@@ -21,6 +21,7 @@ from sentei.data.windows import Windows, spread
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
+from sentei.families.parts import PARTS
 from sentei.families.selfcheck import check_family
 from sentei.families.streamed import streamed_blocks
 from sentei.files import hash_json
@@ -32,7 +33,7 @@ from sentei.measure.ranking import kept_scores, rank_measured
 from sentei.measure.states import States, Store, claim
 from sentei.measure.statistics import BlockStats, Matrices, PartStats
 from sentei.measure.stored import Contents
-from sentei.measure.stream import PARTS, Gram, column_sum, part_linears, per_input, run_block, tap
+from sentei.measure.stream import Gram, column_sum, per_input, run_block, tap
 from sentei.models.identity import made_with
 from sentei.models.load import as_loaded
 from sentei.plan import ModelShape
@@ -164,7 +165,7 @@ class _Block:
     def __init__(self, family: Family, model: nn.Module, windows: Windows, shape: ModelShape, index: int) -> None:
         self.family, self.model, self.windows, self.shape, self.index = family, model, windows, shape, index
         block = family.block(model, index)
-        self.linears = {part: found for part in PARTS if (found := part_linears(family, block, part))}
+        self.linears = {part: found for part in PARTS if (found := family.linears(block, part))}
         self.grams = {f"{part}{side}": Gram() for part in self.linears for side in ("", "_in")}
         self.means: dict[str, Tensor] = {}
         self.energy = {"attention": 0.0, "ffn": 0.0}

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from sentei.algebra.triangle import square, triangle
 from sentei.data.windows import Windows
 from sentei.families.base import Family
+from sentei.families.parts import PARTS
 from sentei.measure.states import Store
-from sentei.measure.stream import PARTS, Gram, column_sum, embed, part_linears, per_input, run_block
+from sentei.measure.stream import Gram, column_sum, embed, per_input, run_block
 from sentei.plan import ModelShape
 
 LOGIT_ROWS = 256  # rows of logits at a time: a chunk of the vocabulary's width stays in cache
@@ -90,7 +91,7 @@ class GradientPass:
 
     def _block(self, index: int, entered: Tensor, grad: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         block = self.family.block(self.model, index)
-        linears = {part: found for part in PARTS if (found := part_linears(self.family, block, part))}
+        linears = {part: found for part in PARTS if (found := self.family.linears(block, part))}
         named = {name: linear for found in linears.values() for name, linear in found.items()}
         flat = [linear.weight for linear in named.values()]
         frozen = [(p, p.requires_grad) for p in block.parameters()]
@@ -152,7 +153,7 @@ def _loss_gradient(family: Family, model: nn.Module, hidden: Tensor, windows: Wi
     with torch.enable_grad():
         for x, y in zip(rows.split(LOGIT_ROWS), labels.split(LOGIT_ROWS), strict=True):
             x = x.detach().requires_grad_()
-            logits = family.head(model)(family.final_norm(model)(x)).float()
+            logits = family.logits(model, x).float()
             (grad,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
             grads.append(grad)
     full[:, :-1][wanted] = torch.cat(grads)

@@ -52,7 +52,8 @@ class Contents:
         """Of a block's parts that are there: names of the matrices, and the row-pruned one's outputs and inputs."""
         sizes = self.shape.matrices(self.shape.blocks[index])
         named = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
-        return {part: (names, *sizes[names[-1]]) for part, names in named.items() if names[-1] in sizes}
+        there = {part: tuple(name for name in names if name in sizes) for part, names in named.items()}
+        return {part: (names, *sizes[names[-1]]) for part, names in there.items() if names}
 
     def statistics(self, index: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of what `blocks/` holds of a block."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sentei.algebra.triangle import add_product, mirror
 from sentei.data.windows import Windows
 from sentei.families.base import Family
-from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, BlockShape
+from sentei.plan import BlockShape
 
 
 @torch.no_grad()
@@ -24,16 +24,6 @@ def embed(family: Family, model: nn.Module, windows: Windows) -> Tensor:
     """Hidden states that enter block 0: `[windows, length, hidden]`."""
     device = next(model.parameters()).device
     return torch.cat([family.embed(model, windows.ids[rows].to(device)) for rows, _ in windows.batches()])
-
-
-PARTS = ("attention", "ffn")
-MATRICES_OF = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
-
-
-def part_linears(family: Family, block: nn.Module, part: str) -> dict[str, nn.Linear]:
-    """The linears of a block's part by name, the row-pruned one (o_proj, down_proj) last; empty without the part."""
-    module = family.part(block, part)
-    return {} if module is None else {name: cast(nn.Linear, getattr(module, name)) for name in MATRICES_OF[part]}
 
 
 def run_block(family: Family, model: nn.Module, index: int, hidden: Tensor) -> Tensor:
@@ -134,7 +124,8 @@ def per_input(part: str, sizes: BlockShape, values: dict[str, Tensor]) -> Tensor
     KV group's inputs counts each entry once, under the group's own query heads.
     """
     if part == "ffn":
-        return values["gate_proj"].sum(1) + values["up_proj"].sum(1) + values["down_proj"].sum(0)
+        inner = sum(value.sum(1) for name, value in values.items() if name != "down_proj")
+        return values["down_proj"].sum(0) + inner
     groups, repeat = sizes.kv_groups, sizes.heads_per_group
     shared = (values["k_proj"].sum(1) + values["v_proj"].sum(1)) / repeat  # [groups * head_dim]
     shared = shared.view(groups, 1, -1).expand(-1, repeat, -1).reshape(-1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sentei.errors import InputError
 from sentei.families import family_of
+from sentei.families.separate import named_as_stored
 from sentei.files import hash_json
 from sentei.models.weights import opened, stored_tensors, weight_files
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from sentei.models.load import Loaded
     from sentei.plan import ModelShape
 
-_HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+_HEAD, _EMBEDDINGS = "lm_head.weight", ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+_HEADS = {"embed_out.weight": _HEAD}  # what GPT-NeoX calls it, depending on the version of transformers
+_ROOTS = re.compile(r"^(?:model|transformer|gpt_neox)\.")
 _PART = 32  # hex digits of each part
 # What a config says besides the function that it describes: where it came from, how to train, how to call, what to call
 # things. Sizes, activations, epsilons, multipliers, windows and whatever else a family has count.
@@ -48,7 +52,7 @@ def digest(model: nn.Module, tokenizer: Any = None) -> str:
     Returns:
         Three hashes with dots between: weights, config, tokenizer (empty without one).
     """
-    weights = {name: _hash_tensor(value) for name, value in model.state_dict().items()}
+    weights = {name: _hash_tensor(value) for name, value in named_as_stored(model).items()}
     return _joined(weights, model.config, tokenizer)
 
 
@@ -138,10 +142,11 @@ def hash_tokenizer(tokenizer: Any) -> str:
 
 def _joined(weights: Mapping[str, str], config: Any, tokenizer: Any) -> str:
     tied = bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
-    named = {name.removeprefix("model."): value for name, value in weights.items()}
+    named = {_HEADS.get(known := _ROOTS.sub("", name), known): value for name, value in weights.items()}
     if tied and _HEAD in named:  # of two names for one tensor, either may be stored
         head = named.pop(_HEAD)
-        named.setdefault(_EMBEDDING, head)
+        if not any(name in named for name in _EMBEDDINGS):
+            named[_EMBEDDINGS[0]] = head
     hashes = [hash_json(value)[:_PART] for value in (named, _canonical(config.to_dict()))]
     return ".".join([*hashes, hash_tokenizer(tokenizer)])
 

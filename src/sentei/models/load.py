@@ -121,9 +121,11 @@ def as_loaded(model: PreTrainedModel | Loaded, tokenizer: Any = None, name: str 
             found = replace(found, tokenizer=tokenizer, digest=with_tokenizer(model.digest, tokenizer))
         return found
     check_features(family_of(model.config), model.config)
+    from sentei.families.separate import separate
+
     bind(tokenizer, model.get_input_embeddings().weight.shape[0])
     name = name or Path(model.name_or_path).name or "in-memory model"
-    return Loaded(model, tokenizer, name, digest(model, tokenizer))
+    return Loaded(separate(model), tokenizer, name, digest(model, tokenizer))
 
 
 def context_length(model: Any) -> int:
@@ -143,30 +145,31 @@ def _load_known(
     """With our own reader: one pass, every tensor checked, nothing initialised in vain."""
     import transformers
 
-    from sentei.families import modeling_sentei
+    from sentei.families.separate import separate
     from sentei.families.surgery import on_meta, ready
 
     family = family_of(model_type)
     stored = stored_tensors(weight_files(directory))
     where = directory / "config.json"
     check_depth(stored, values.get("num_hidden_layers"), values.get("per_layer_config"), where)
-    pruned = model_type != family.name
-    module, prefix = (modeling_sentei, f"Sentei{family.prefix}") if pruned else (transformers, family.prefix)
+    class_of = family.stock_class if model_type == family.name else family.pruned_class
     try:
-        config = getattr(module, f"{prefix}Config").from_pretrained(directory)
+        config = class_of("Config").from_pretrained(directory)
         check_depth(stored, config.num_hidden_layers, values.get("per_layer_config"), where)  # if it was left out
         check_features(family, config)
         family.shape(config)
         config._name_or_path = str(directory)
-        model = on_meta(getattr(module, f"{prefix}ForCausalLM"), config, kind)
+        model = on_meta(class_of("ForCausalLM"), config, kind)
     except _CONFIG_ERRORS as error:
         raise InputError(f"{directory}/config.json does not make a {model_type} model: {one_line(error)}") from error
     tied = config.tie_word_embeddings
     if streamed:
         return_freed_memory()
-        stream_weights(stored, model, family.blocks(model), tied=tied, dtype=kind, device=device, memory=memory)
+        model = stream_weights(stored, model, family, tied=tied, dtype=kind, device=device, memory=memory)
     else:
-        model.load_state_dict(read_weights(stored, model, tied=tied, dtype=kind, device=device), assign=True)
+        weights = read_weights(stored, model.state_dict(), family, tied=tied, dtype=kind, device=device)
+        model.load_state_dict(weights, assign=True)
+        model = separate(model)
     if (directory / "generation_config.json").exists():
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(directory)

@@ -67,7 +67,7 @@ def save(
                 )
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
-        _mend_config(scratch, type(saved).__name__, plan, bundled=stock is None)
+        _mend_config(scratch, saved, plan, bundled=stock is None)
         if stock is None:
             shutil.copyfile(modeling_sentei.__file__, scratch / "modeling_sentei.py")
         if plan is not None:
@@ -109,17 +109,16 @@ def _as_stored(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Te
     return {name: cast[id(value)] for name, value in state.items()}
 
 
-def _mend_config(directory: Path, class_name: str, plan: Plan | None, *, bundled: bool) -> None:
+def _mend_config(directory: Path, model: PreTrainedModel, plan: Plan | None, *, bundled: bool) -> None:
     """What transformers does not write itself: where the code is, both spellings of RoPE, and where this came from."""
     values = read_json(directory / "config.json")
     values.pop("_name_or_path", None)  # a path of this machine
     values["dtype"] = values.pop("sentei_dtype", None) or values.get("dtype", "float32")
-    values["architectures"] = [class_name]
+    values["architectures"] = [type(model).__name__]
     values.pop("auto_map", None)
     if bundled:
-        stem = class_name.removesuffix("ForCausalLM")
-        names = {"AutoConfig": f"{stem}Config", "AutoModel": f"{stem}Model", "AutoModelForCausalLM": class_name}
-        values["auto_map"] = {auto: f"modeling_sentei.{name}" for auto, name in names.items()}
+        kinds = {"AutoConfig": model.config, "AutoModel": model.base_model, "AutoModelForCausalLM": model}
+        values["auto_map"] = {auto: f"modeling_sentei.{type(kind).__name__}" for auto, kind in kinds.items()}
     spell_rope_twice(values)
     if plan is not None:
         values["prune_provenance"] = {"tool": "sentei", "method": plan.method, "plan_sha256": plan.digest()}

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sentei.families import family_of
 from sentei.families.streamed import StreamedBlocks
+from sentei.families.surgery import outside
 from sentei.files import write_json
 from sentei.models.writing import Lazy, write_safetensors
 
@@ -44,12 +46,12 @@ def save_streamed(
     model.config.save_pretrained(directory)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(directory)
-    shards = len(blocks.blocks) + 1
+    family, shards = family_of(model.config), len(blocks.blocks) + 1
     where: dict[str, str] = {}
     total = 0
     for number in range(shards):
         name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
-        state = _outside(model) if number == 0 else _block(blocks, number - 1)
+        state = outside(family, model) if number == 0 else _block(blocks, number - 1, family.blocks_at)
         tensors = {key: Lazy(tuple(value.shape), partial(as_stored, key, value)) for key, value in state.items()}
         kinds = {key: kind if value.is_floating_point() else value.dtype for key, value in state.items()}
         total += write_safetensors(directory / name, tensors, kinds)
@@ -57,18 +59,7 @@ def save_streamed(
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
-def _block(blocks: StreamedBlocks, index: int) -> State:
+def _block(blocks: StreamedBlocks, index: int, path: str) -> State:
     blocks.enter(index)
-    return {
-        f"model.layers.{index}.{name}": value for name, value in blocks.blocks[index].state_dict(keep_vars=True).items()
-    }
-
-
-def _outside(model: PreTrainedModel) -> State:
-    """What is in memory always; a head that is the embedding is stored once."""
-    state = {
-        name: value for name, value in model.state_dict(keep_vars=True).items() if not name.startswith("model.layers.")
-    }
-    if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    return state
+    state = blocks.blocks[index].state_dict(keep_vars=True)
+    return {f"{path}.{index}.{name}": value for name, value in state.items()}

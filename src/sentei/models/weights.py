@@ -7,22 +7,29 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from sentei.errors import InputError
+from sentei.families.base import Family
+from sentei.families.separate import is_plain, separate, separate_state
 from sentei.families.streamed import State, StreamedBlocks, stream
 from sentei.files import read_json
 from sentei.memory import check_memory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_HEAD = "lm_head.weight"
 _FLOATS = ("F64", "F32", "F16", "BF16")  # FP8 is not among them: its scales are elsewhere
-_BLOCK = re.compile(r"(?:model\.)?layers\.(\d{1,9})\.")
+_BLOCK = re.compile(r"(?:\w+\.)?(?:layers|h)\.(\d{1,9})\.")
+# Buffers that old checkpoints hold; they are computed.
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.(?:attn|attention)\.(?:masked_)?bias$")
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,15 @@ def _indexed(index: Path) -> list[Path]:
     for name in names:
         with opened(index.parent / name) as handle:
             there = set(handle.keys())
-        lost = [tensor for tensor, file in found.items() if file == name and tensor not in there and not _old(tensor)]
+        lost = [
+            tensor
+            for tensor, file in found.items()
+            if file == name and tensor not in there and not _COMPUTED.search(tensor)
+        ]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise InputError(f"{index} says that {name} holds {lost[0]}{more}, which it does not; fetch both again")
     return [index.parent / name for name in names]
-
-
-def _old(name: str) -> bool:
-    """Whether it is a buffer that old checkpoints hold, and that is computed."""
-    return name.endswith("rotary_emb.inv_freq")
 
 
 def stored_tensors(files: list[Path]) -> dict[str, Stored]:
@@ -92,7 +98,7 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
         with opened(file) as handle:
             for stored in handle.keys():  # noqa: SIM118 (no mapping)
                 name = _unwrapped(stored)
-                if _old(name):
+                if _COMPUTED.search(name):
                     continue
                 if name in found:
                     twice = f"{found[name].name} of {found[name].file.name} and {stored} of {file.name}"
@@ -157,18 +163,20 @@ def opened(file: Path) -> Iterator[Any]:
 
 def read_weights(
     stored: dict[str, Stored],
-    model: nn.Module,
+    expected: Mapping[str, Tensor],
+    family: Family,
     *,
     tied: bool,
     dtype: torch.dtype,
     device: str,
     wanted: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
-    """Reads the tensors that `model` (on meta) needs, in `dtype` on `device`.
+    """Reads the tensors that a model needs, in `dtype` on `device`.
 
     Args:
         stored: see `stored_tensors`; names may lack "model.", as those of a bare decoder do.
-        model: says which names and shapes are expected.
+        expected: the state of the model (on meta): names and shapes.
+        family: of the model.
         tied: the head is the embedding, and is not read twice.
         dtype: of the result.
         device: of the result.
@@ -178,12 +186,11 @@ def read_weights(
         InputError: a file is truncated or corrupt; a tensor is missing, unexpected, of the wrong shape, not floating
             point, or has NaN or Inf; a head that should be tied differs from the embedding.
     """
-    expected = model.state_dict()
-    named = _named(stored, expected)
+    named = _named(stored, expected, family)
     if wanted is not None:
         expected = {name: value for name, value in expected.items() if wanted(name)}
         named = {name: place for name, place in named.items() if wanted(name)}
-    _check(named, expected, tied)
+    _check(named, expected, family, tied)
     found: dict[str, Tensor] = {}
     files = list(dict.fromkeys(place.file for place in named.values()))
     for file in files:
@@ -194,11 +201,12 @@ def read_weights(
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
                     found[name] = tensor.to(device=device, dtype=kind, copy=wanted is not None)
                     _check_finite(found[name], f"{file}: tensor {place.name}")
+    embedding = f"{family.embedding_at}.weight"
     if tied and _HEAD in found:  # of two names for one tensor, either may be stored
-        found.setdefault(_EMBEDDING, found[_HEAD])
-    if tied and _EMBEDDING in found:
-        head = found.setdefault(_HEAD, found[_EMBEDDING])
-        if not torch.equal(head, found[_EMBEDDING]):
+        found.setdefault(embedding, found[_HEAD])
+    if tied and embedding in found:
+        head = found.setdefault(_HEAD, found[embedding])
+        if not torch.equal(head, found[embedding]):
             raise InputError(
                 f"{files[0].parent}: lm_head.weight differs from the embedding although config.json says "
                 "tie_word_embeddings; set that to false"
@@ -208,30 +216,34 @@ def read_weights(
 
 def stream_weights(
     stored: dict[str, Stored],
-    model: nn.Module,
-    blocks: nn.ModuleList,
+    model: PreTrainedModel,
+    family: Family,
     *,
     tied: bool,
     dtype: torch.dtype,
     device: str,
     memory: int | None = None,
-) -> None:
+) -> PreTrainedModel:
     """Reads what is outside the blocks of `model` (on meta), and its blocks when they are wanted.
 
     Args:
         stored: see `stored_tensors`.
         model: its names and shapes are expected.
-        blocks: of the model.
+        family: of the model.
         tied: the head is the embedding.
         dtype: of the weights in memory.
         device: of these.
         memory: bytes that the process may hold; refused where it does not hold what is outside the blocks.
 
+    Returns:
+        The model with single matrices, see `sentei.families.separate`.
+
     Raises:
         InputError: see `read_weights`; too little memory.
     """
-    _check(_named(stored, model.state_dict()), model.state_dict(), tied)  # all blocks, before any work
-    outer = {name: value for name, value in model.state_dict().items() if not _BLOCK.match(name)}
+    expected, plain = model.state_dict(), model.config.model_type != family.name or is_plain(family)
+    _check(_named(stored, expected, family), expected, family, tied)  # all blocks, before any work
+    outer = {name: value for name, value in expected.items() if not _BLOCK.match(name)}
     numbers = sum(value.numel() for name, value in outer.items() if not (tied and name == _HEAD))
     check_memory(
         memory,
@@ -240,26 +252,39 @@ def stream_weights(
         "allow more, or choose --dtype stored",
     )
     outside = read_weights(
-        stored, model, tied=tied, dtype=dtype, device=device, wanted=lambda name: not _BLOCK.match(name)
+        stored, expected, family, tied=tied, dtype=dtype, device=device, wanted=lambda name: not _BLOCK.match(name)
     )
     model.load_state_dict(outside, assign=True, strict=False)
+    model, shape = separate(model), family.shape(model.config)
 
     def read(index: int) -> State:
-        prefix = f"model.layers.{index}."
+        prefix = f"{family.blocks_at}.{index}."
         tensors = read_weights(
-            stored, model, tied=False, dtype=dtype, device=device, wanted=lambda name: name.startswith(prefix)
+            stored,
+            expected,
+            family,
+            tied=False,
+            dtype=dtype,
+            device=device,
+            wanted=lambda name: name.startswith(prefix),
         )
-        return {name.removeprefix(prefix): value for name, value in tensors.items()}
+        state = {name.removeprefix(prefix): value for name, value in tensors.items()}
+        return state if plain else separate_state(family, state, shape, index)
 
-    stream(model, StreamedBlocks(blocks, read, device=device, memory=memory))
+    stream(model, StreamedBlocks(family.blocks(model), read, device=device, memory=memory))
+    return model
 
 
-def _named(stored: dict[str, Stored], expected: Mapping[str, Tensor]) -> dict[str, Stored]:
+def _named(stored: dict[str, Stored], expected: Mapping[str, Tensor], family: Family) -> dict[str, Stored]:
     """Tensors by the model's names."""
-    return {known if known in expected else f"model.{known}": place for known, place in stored.items()}
+    root, named = family.blocks_at.partition(".")[0], {}
+    for known, place in stored.items():
+        name = family.aliases.get(known, known)
+        named[name if name in expected else f"{root}.{name}"] = place
+    return named
 
 
-def _check(named: dict[str, Stored], expected: Mapping[str, Tensor], tied: bool) -> None:
+def _check(named: dict[str, Stored], expected: Mapping[str, Tensor], family: Family, tied: bool) -> None:
     """Refuses what `expected` does not want and what it lacks, by the headers of the files."""
     for name, place in named.items():
         where, wanted = f"{place.file}: tensor {place.name}", expected.get(name)
@@ -275,7 +300,9 @@ def _check(named: dict[str, Stored], expected: Mapping[str, Tensor], tied: bool)
             raise InputError(f"{where} has shape {list(place.shape)}, expected {list(wanted.shape)} from config.json")
         if (place.dtype in _FLOATS) != wanted.is_floating_point():
             raise InputError(f"{where} is {place.dtype}: quantised weights cannot be pruned; use the unquantised model")
-    one_of_two = {_HEAD, _EMBEDDING} if tied else set()  # names for one tensor, of which either may be stored
+    one_of_two = (
+        {_HEAD, f"{family.embedding_at}.weight"} if tied else set()
+    )  # names for one tensor, of which either may be stored
     missing = sorted(expected.keys() - named.keys() - (one_of_two if one_of_two & named.keys() else set()))
     if not missing:
         return

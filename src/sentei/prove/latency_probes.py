@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import time
 from collections.abc import Callable
@@ -136,26 +137,26 @@ class _Maker:
         config = pruned_config(
             self.model.config, self.shape.model_copy(update={"blocks": (block,) * len(self.shape.blocks)})
         )
-        layer_class = getattr(modeling_sentei, f"Sentei{self.family.prefix}Model")._parts[0]
+        layer_class = modeling_sentei.layer_class(self.family.stock_class("Model"))
         return modeling_sentei.build_block(layer_class, config, 0).to(self.model.device, self.model.dtype).eval()
 
     def attention(self, kv_groups: int, heads_per_group: int) -> _Probe:
         """An attention part, its norm and the sum with the residual stream included, with its own KV cache."""
         block = self._block(BlockShape(kv_groups=kv_groups, heads_per_group=heads_per_group, ffn=0))
-        norm, part = self.family.attention_norm(block), self.family.attention(block)
-        prefill_inputs = self.family.block_inputs(self.model, self.hidden, 0)
-        step = self.hidden[:, -1:]
-        positions = torch.full((1, 1), self.prompt, device=step.device)
-        decode_inputs = {
-            "position_ids": positions,
-            "position_embeddings": self.model.model.rotary_emb(step, positions),
-            "attention_mask": None,  # one query, which sees all
-        }
+        family, config, step = self.family, self.model.config, self.hidden[:, -1:]
+        part = family.attention(block)
+        assert part is not None  # it has heads
+        prefill_inputs = family.block_inputs(self.model, self.hidden, 0)
+        decode_inputs = family.block_inputs(self.model, step, 0, first=self.prompt) | {
+            "attention_mask": None
+        }  # sees all
+        cached = "layer_past" if "layer_past" in inspect.signature(part.forward).parameters else "past_key_values"
         cache = [DynamicCache()]
 
         def run(hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
-            inputs = {**inputs, "past_key_values": cache[0], "use_cache": True}
-            return hidden + part(hidden_states=norm(hidden), **inputs)[0]  # type: ignore[misc]
+            inputs = {**inputs, cached: cache[0], "use_cache": True}
+            output = part(hidden_states=family.reads(block, "attention", hidden), **inputs)[0]
+            return hidden + family.joins(config, block, "attention", output)
 
         def prefill() -> Tensor:
             cache[0] = DynamicCache()
@@ -166,8 +167,13 @@ class _Maker:
     def ffn(self, channels: int) -> _Probe:
         """An FFN part, its norm and the sum with the residual stream included."""
         block = self._block(BlockShape(kv_groups=0, heads_per_group=0, ffn=channels))
-        norm, part = self.family.ffn_norm(block), self.family.ffn(block)
-        return self._plain(lambda hidden: hidden + part(norm(hidden)), self.shape.hidden)  # type: ignore[misc]
+        family, config, part = self.family, self.model.config, self.family.ffn(block)
+        assert part is not None  # it has channels
+
+        def run(hidden: Tensor) -> Tensor:
+            return hidden + family.joins(config, block, "ffn", part(family.reads(block, "ffn", hidden)))
+
+        return self._plain(run, self.shape.hidden)
 
     def products(self, narrow: int, wide: int) -> _Probe:
         """One product: half of one in each direction, as a low-rank matrix has both."""

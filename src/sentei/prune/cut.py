@@ -24,9 +24,10 @@ from sentei.errors import SenteiError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.families.modeling_sentei import LowRankLinear
+from sentei.families.parts import MATRICES_OF, PARTS
 from sentei.families.streamed import streamed_blocks
 from sentei.families.surgery import fill, head_rows, kept, skeleton
-from sentei.measure.stream import MATRICES_OF, PARTS, cross, embed, gram, part_linears, tap
+from sentei.measure.stream import cross, embed, gram, tap
 from sentei.memory import check_memory
 from sentei.models.identity import check_same
 from sentei.models.load import as_loaded
@@ -87,6 +88,8 @@ def cut(
         for index, block in enumerate(plan.blocks):
             new, old = family.block(pruned, index), family.block(dense, index)
             fill(family, new, old, block, plan.dense)
+            if streams is not None and family.is_parallel(dense.config):
+                streams.enter_parallel()
             for part in PARTS:
                 if streams is None:
                     _truncate(family, new, old, plan, index, part)
@@ -135,11 +138,11 @@ def _memory_needed(plan: Plan, windows: Windows | None, itemsize: int) -> int:
 
 def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index: int, part: str) -> None:
     """Low-rank matrices without data: the best product of the weights themselves."""
-    block = plan.blocks[index]
-    dense = family.part(old, part)
-    for name, linear in part_linears(family, new, part).items():
+    block, dense = plan.blocks[index], family.linears(old, part)
+    for name, linear in family.linears(new, part).items():
         if name in block.ranks:
-            weight, _ = kept(dense, name, block, plan.dense.head_dim)
+            heads_per_group = plan.dense.blocks[index].heads_per_group
+            weight, _ = kept(dense[name], name, block, heads_per_group, plan.dense.head_dim)
             found = factors(weight, torch.eye(weight.shape[1], device=weight.device))
             set_product(linear, found.u[:, : block.ranks[name]], found.v[: block.ranks[name]])
 
@@ -158,24 +161,31 @@ def set_product(linear: nn.Module, u: Tensor, v: Tensor) -> None:
 
 
 class _Streams:
-    """Hidden states `[windows, length, hidden]` of the dense and of the cut model, and whether they differ yet."""
+    """Hidden states `[windows, length, hidden]` of the dense and of the cut model, and whether they differ yet.
+
+    `dense_read`, `cut_read`: what parts read: the streams, or in parallel blocks what entered the block.
+    """
 
     def __init__(self, windows: Windows, dense: Tensor, cut: Tensor) -> None:
         self.windows, self.dense, self.cut, self.differ = windows, dense, cut, False
+        self.dense_read, self.cut_read = dense, cut
+
+    def enter_parallel(self) -> None:
+        """A block begins whose parts all read what enters it."""
+        self.dense_read, self.cut_read = self.dense.clone(), self.cut.clone()
 
 
 class _Part:
     """One attention or FFN part of both models."""
 
-    def __init__(self, family: Family, dense: nn.Module, pruned: nn.Module, plan: Plan, index: int, part: str) -> None:
-        self.family, self.part, self.head_dim = family, part, plan.dense.head_dim
+    def __init__(self, family: Family, dense: Any, pruned: Any, plan: Plan, index: int, part: str) -> None:
+        self.family, self.part, self.head_dim, self.config = family, part, plan.dense.head_dim, dense.config
         self.heads_per_group = plan.dense.blocks[index].heads_per_group
         self.block: BlockPlan = plan.blocks[index]
         self.old_block, self.new_block = family.block(dense, index), family.block(pruned, index)
-        self.dense_part = family.part(self.old_block, part)
         self.old, self.new = _runner(family, dense, index, part), _runner(family, pruned, index, part)
-        self.old_linears = part_linears(family, self.old_block, part)
-        self.new_linears = part_linears(family, self.new_block, part)
+        self.old_linears = family.linears(self.old_block, part)
+        self.new_linears = family.linears(self.new_block, part)
         self.columns = self._columns(output_of=part)
         self.ranks = {name: rank for name, rank in self.block.ranks.items() if name in MATRICES_OF[part]}
 
@@ -185,6 +195,20 @@ class _Part:
         if output_of == "ffn":
             return torch.tensor(self.block.ffn, device=device)
         return head_rows(self.block, self.heads_per_group, self.head_dim, device)[0]
+
+    def _kept(self, name: str) -> Tensor:
+        """What the plan keeps of a dense matrix."""
+        return kept(self.old_linears[name], name, self.block, self.heads_per_group, self.head_dim)[0]
+
+    def _importance(self, output: Tensor, weight: Tensor | None) -> Tensor | None:
+        """What each token's error counts, [tokens]; where a norm follows, an error is one of the normalised output."""
+        if self.family.layout(self.part).after is None:
+            return weight
+        inverse = 1 / output.float().square().mean(-1).flatten().clamp_min(torch.finfo(torch.float32).tiny)
+        return inverse if weight is None else inverse * weight
+
+    def _joins(self, block: nn.Module, output: Tensor) -> Tensor:
+        return self.family.joins(self.config, block, self.part, output)
 
     @property
     def is_cut(self) -> bool:
@@ -206,25 +230,29 @@ class _Part:
         if any(name in self.ranks for name in inner):
             self._fit_inner([name for name in inner if name in self.ranks], streams)
         linear = self.new_linears[output]
-        fit = Fit(compensation, kept(self.dense_part, output, self.block, self.head_dim)[0].float())
+        # Behind a norm nothing can be added to the stream on purpose: the part's own output is what is fitted.
+        after = self.family.layout(self.part).after
+        residual = 0.0 if after is not None else compensation.residual / self.family.factor(self.config)
+        fit = Fit(compensation, self._kept(output).float())
         inputs = torch.empty(
             *streams.cut.shape[:2], linear.in_features, dtype=streams.cut.dtype, device=streams.cut.device
         )
         for where in streams.windows.batches():
             before = streams.dense[where]
             with tap(output=self.old_linears[output]) as dense_seen:
-                wanted = self.old(before)
+                wanted = self.old(streams.dense_read[where])
             with tap(output=linear) as seen:
-                self.new(streams.cut[where])
+                self.new(streams.cut_read[where])
             x = seen["output"]
             inputs[where] = x.view(inputs[where].shape)
             if not compensation.weights:  # the mean of what goes, in the dense model: see `BIAS`
                 x = dense_seen["output"].index_select(1, self.columns)
-            target = wanted.float() + compensation.residual * (before.float() - streams.cut[where].float())
+            target = wanted.float() + residual * (before.float() - streams.cut[where].float())
             if linear.bias is not None:
                 target = target - linear.bias.float()
-            fit.add(x, target.flatten(0, 1), streams.windows.weight(where, x.device))
-            streams.dense[where] = before + wanted
+            weight = self._importance(wanted, streams.windows.weight(where, x.device))
+            fit.add(x, target.flatten(0, 1), weight)
+            streams.dense[where] = before + self._joins(self.old_block, wanted)
         found = fit.solve(self.ranks.get(output))
         if found.product is not None:
             set_product(linear, *found.product)
@@ -234,30 +262,29 @@ class _Part:
             assert linear.bias is not None  # else none is fitted
             linear.bias.add_(found.bias)
         for where in streams.windows.batches():
-            streams.cut[where] += linear(inputs[where])
+            streams.cut[where] += self._joins(self.new_block, linear(inputs[where]))
         streams.differ = True
 
     def _pass_on(self, streams: _Streams) -> None:
         """Nothing to fit: the part is gone, or nothing before it was cut."""
         for where in streams.windows.batches():
             if self.old is not None:
-                streams.dense[where] += self.old(streams.dense[where])
+                streams.dense[where] += self._joins(self.old_block, self.old(streams.dense_read[where]))
             if not (self.is_cut or streams.differ):
                 streams.cut[where] = streams.dense[where]
         streams.differ = streams.differ or self.is_cut
 
     def _fit_inner(self, names: list[str], streams: _Streams) -> None:
         """Low-rank matrices before the output matrix: the dense matrix's outputs from the cut model's inputs."""
-        old_norm, new_norm = (self.family.part_norm(block, self.part) for block in (self.old_block, self.new_block))
-        weights = {name: kept(self.dense_part, name, self.block, self.head_dim)[0] for name in names}
+        weights = {name: self._kept(name) for name in names}
         grams: Tensor | float = 0.0
         crosses: dict[str, Tensor] = {}
         for where in streams.windows.batches():
-            x = new_norm(streams.cut[where]).flatten(0, 1)
+            x = self.family.reads(self.new_block, self.part, streams.cut_read[where]).flatten(0, 1)
             weight = streams.windows.weight(where, x.device)
             grams = grams + gram(x, weight)
             if streams.differ:
-                dense_x = old_norm(streams.dense[where]).flatten(0, 1)
+                dense_x = self.family.reads(self.old_block, self.part, streams.dense_read[where]).flatten(0, 1)
                 for name, matrix in weights.items():
                     crosses[name] = crosses.get(name, 0) + cross(x, dense_x @ matrix.T, weight).T
         for name, matrix in weights.items():
@@ -266,15 +293,10 @@ class _Part:
 
 
 def _runner(family: Family, model: nn.Module, index: int, part: str) -> Callable[[Tensor], Tensor] | None:
-    """The part as a function of the residual stream, its norm included; None where it was removed."""
-    block = family.block(model, index)
-    if part == "ffn":
-        ffn, norm = family.ffn(block), family.ffn_norm(block)
-        return None if ffn is None else lambda hidden: ffn(norm(hidden))
-    attention, norm = family.attention(block), family.attention_norm(block)
-    if attention is None:
+    """The output of the part's last matrix as a function of what the part reads; None where it was removed."""
+    if family.part(family.block(model, index), part) is None:
         return None
-    return lambda hidden: attention(hidden_states=norm(hidden), **family.block_inputs(model, hidden, index))[0]
+    return lambda stream: family.run_part(model, index, part, stream)
 
 
 def _check_finite(block: nn.Module, where: str) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from sentei.algebra.lowrank import Factors, factors
 from sentei.algebra.solve import solve
 from sentei.families import family_of
-from sentei.families.modeling_sentei import LowRankLinear, Removed
+from sentei.families.modeling_sentei import FusedLinear, LowRankLinear, Removed, resize_attention
+from sentei.families.parts import PARTS
 from sentei.families.surgery import kept
 from sentei.measure.profile import Profile
 from sentei.measure.ranking import attention_columns
-from sentei.measure.stream import MATRICES_OF, PARTS
 from sentei.metrics.score import Outcome, Prepared
 from sentei.plan import BlockPlan
 from sentei.prune.menu import Entry, Menus
@@ -92,8 +92,7 @@ class Library:
             if self.current[position] != entry:
                 menu = self.menus.parts[position]
                 block: Any = self.family.blocks(self.model)[menu.block]
-                name = "self_attn" if menu.part == "attention" else "mlp"
-                setattr(block, name, self._module(position, entry))
+                setattr(block, self.family.layout(menu.part).path, self._module(position, entry))
                 self.current[position] = entry
 
     def restore(self) -> None:
@@ -123,23 +122,34 @@ class Library:
             return Removed(pair=part == "attention")
         new = _twin(dense)
         if part == "attention":
-            new.num_key_value_groups = plan.heads_per_group
-        *_, output = MATRICES_OF[part]
+            groups, layout = len(plan.kv_groups), self.family.layout(part).described()
+            resize_attention(new, layout, cast(Any, self.model).config, groups * plan.heads_per_group, groups)
+        paths = self.family.layout(part).matrices
+        linears = self._linears(block, part)
+        *_, output = linears
         grams = self.profile.blocks[block].part(part).whole()
-        for name in MATRICES_OF[part]:
+        for name, linear in linears.items():
             if not entry.at and name not in ranks:
                 continue
-            weight, bias = kept(dense, name, plan, self.profile.shape.head_dim)
+            shape = self.profile.shape
+            weight, bias = kept(linear, name, plan, shape.blocks[block].heads_per_group, shape.head_dim)
             gram = grams.gram if name == output else grams.input_gram
             if name == output and entry.at:
-                weight, gram = self._refitted(weight, dense, gram, block, part, plan)
+                weight, gram = self._refitted(weight, linear, gram, block, part, plan)
             if name not in ranks:
-                new._modules[name] = _linear(weight, bias, getattr(dense, name))
+                _put(new, paths[name], _linear(weight, bias, linear))
                 continue
             gram = gram.to(weight.device)  # profiles are on the CPU
             found = self._nested(block, name, weight, gram) if not entry.at else factors(weight, gram)
-            new._modules[name] = _low_rank(found, ranks[name], bias, getattr(dense, name))
+            _put(new, paths[name], _low_rank(found, ranks[name], bias, linear))
         return cast(nn.Module, new)
+
+    def _linears(self, block: int, part: str) -> dict[str, nn.Linear]:
+        """The dense matrices of a part, whatever is in the model now."""
+        dense = self.dense[block][part]
+        assert dense is not None  # a part that is not there has no menu
+        paths = self.family.layout(part).matrices
+        return {name: cast(nn.Linear, dense.get_submodule(at)) for name, at in paths.items()}
 
     def _plan(self, block: int, part: str, entry: Entry) -> BlockPlan:
         curves = self.menus.problem.curves[block]
@@ -150,7 +160,7 @@ class Library:
         return BlockPlan(kv_groups=list(option.kv_groups), query_heads=heads, ffn=[])
 
     def _refitted(
-        self, weight: Tensor, dense: Any, gram: Tensor, block: int, part: str, plan: BlockPlan
+        self, weight: Tensor, linear: nn.Linear, gram: Tensor, block: int, part: str, plan: BlockPlan
     ) -> tuple[Tensor, Tensor]:
         """The kept columns of an output matrix, refitted to the dense outputs, and their Gram matrix."""
         shape = self.profile.shape
@@ -159,7 +169,7 @@ class Library:
             if part == "attention"
             else torch.tensor(plan.ffn)
         )
-        full = getattr(dense, MATRICES_OF[part][-1]).weight
+        full = linear.weight
         gram = gram.to(full.device)[columns]
         inner = gram[:, columns]
         damped = inner + torch.diag(RIDGE * inner.diagonal().clamp_min(torch.finfo(torch.float32).tiny))
@@ -175,10 +185,15 @@ class Library:
 
 
 def _twin(module: nn.Module) -> Any:
-    """The same module with its own set of children, which are shared."""
+    """The same module with its own set of children, which are shared; of fused linears their own sets too."""
     new = copy.copy(module)
-    new._modules = dict(module._modules)
+    new._modules = {name: _twin(m) if isinstance(m, FusedLinear) else m for name, m in module._modules.items()}
     return new
+
+
+def _put(module: nn.Module, path: str, linear: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(module.get_submodule(parent), name, linear)
 
 
 def _linear(weight: Tensor, bias: Tensor | None, like: nn.Linear) -> nn.Linear:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 
 from sentei.families import FAMILIES, family_of
 from sentei.families.base import Family
+from sentei.families.separate import is_plain
 from sentei.families.stock import stock_values, takes_heads
 from sentei.families.surgery import on_meta
 from sentei.plan import BlockShape, ModelShape
@@ -55,7 +55,9 @@ def fold(config: Any) -> Fold | None:
         "o_bias": shape.o_bias or any(b.o_bias for b in blocks),
         "mlp_bias": shape.mlp_bias or any(b.down_bias for b in blocks),
     }
-    for name in dict.fromkeys((*own.uniform_as, own.name, "llama")):
+    if not is_plain(own):
+        return None  # nothing is written of fused matrices
+    for name in dict.fromkeys((*own.uniform_as, own.name, *(("llama",) if own.like_llama else ()))):
         for block in (most, dense):
             if most.ffn and _holds(FAMILIES[name], own, config, shape, block, biases):
                 return Fold(FAMILIES[name], block, kept, biases)
@@ -79,14 +81,15 @@ def stock_config(config: Any, form: Fold) -> Any:
         key = getattr(form.family, name)
         if isinstance(key, str):
             values[key] = form.biases[name] or values.get(key, False)
-    return getattr(transformers, f"{form.family.prefix}Config")(**values)
+    return form.family.stock_class("Config")(**values)
 
 
 def refuse(loaded: Loaded) -> str | None:
     """What zeros cannot mend: biases, a window or norms without a place in any stock class."""
     if fold(loaded.model.config) is not None:
         return None
-    return "its biases have no place in any stock class of this architecture; use --to hf, onnx or openvino"
+    what = "its biases have" if is_plain(family_of(loaded.model.config)) else "a cut of its fused matrices has"
+    return f"{what} no place in any stock class of this architecture; use --to hf, onnx or openvino"
 
 
 def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     model, dtype = loaded.model, options.dtype_of(loaded.model)
     form = _fold(loaded)
     config = stock_config(model.config, form)
-    target = on_meta(getattr(transformers, f"{form.family.prefix}ForCausalLM"), config, getattr(torch, FLOATS[dtype]))
+    target = on_meta(form.family.stock_class("ForCausalLM"), config, getattr(torch, FLOATS[dtype]))
     tensors = grown_tensors(model, target, [form.block] * len(form.kept), form.kept)
     values = config.to_dict() | {"architectures": [type(target).__name__]}
     written = write_directory(loaded, path, values, tensors, dtype)

@@ -38,6 +38,8 @@ def refuse(loaded: Loaded) -> str | None:
     config = loaded.model.config
     family = family_of(config)
     shape = family.shape(config)
+    if not family.like_llama:
+        return f"sentei writes no GGUF of family {family.name} yet; use --to hf, onnx or openvino"
     if config.hidden_act != "silu":
         return f"llama.cpp computes silu here, the model {config.hidden_act}; use --to hf, onnx or openvino"
     if (reason := misfit(family, shape)) or (reason := _rope_misfit(config, lay_out(family, shape))):

@@ -129,7 +129,7 @@ def _attention(family: Family, source: Any, shape: ModelShape, layout: Layout, b
         yield _filled("attn_k_norm.weight", 1.0, width)
         yield _filled("attn_output.weight", 0.0, hidden, block.heads * width)
         return
-    yield _plain("attn_norm.weight", family.attention_norm(source).weight)
+    yield _plain("attn_norm.weight", family.norms(source, "attention")[0].weight)
     if fused:
         three = (part.q_proj.weight, part.k_proj.weight, part.v_proj.weight)
         rows = sum(len(weight) for weight in three)
@@ -158,7 +158,7 @@ def _ffn(family: Family, source: Any, shape: ModelShape, block: BlockLayout) -> 
         yield _filled("ffn_up.weight", 0.0, block.ffn, hidden)
         yield _filled("ffn_down.weight", 0.0, hidden, block.ffn)
         return
-    yield _plain("ffn_norm.weight", family.ffn_norm(source).weight)
+    yield _plain("ffn_norm.weight", family.norms(source, "ffn")[0].weight)
     for name in ("gate", "up"):
         linear = getattr(part, f"{name}_proj")
         yield _padded(f"ffn_{name}.weight", linear.weight, block.ffn, hidden)

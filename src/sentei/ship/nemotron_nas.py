@@ -62,6 +62,8 @@ def refuse(loaded: Loaded) -> str | None:
     config = loaded.model.config
     shape = family_of(config).shape(config)
     instead = "use --to gguf, hf, onnx or openvino"
+    if not family_of(config).like_llama:
+        return f"the format holds Llama's parts only, not those of family {family_of(config).name}; {instead}"
     if shape.qk_norm:
         return f"the format has no norms on q and k; {instead}"
     if config.hidden_act != "silu":

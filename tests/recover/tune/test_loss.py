@@ -7,6 +7,7 @@ from torch import Tensor
 
 from recover.recovering import random_samples, small_model
 from sentei.data.batches import Batch, pad
+from sentei.families import family_of
 from sentei.inference.forward import evaluating
 from sentei.recover.tune import loss as module
 from sentei.recover.tune.loss import Soft, _loss_and_gradient, response_loss
@@ -86,7 +87,7 @@ def batch() -> Batch:
 def test_the_fused_loss_is_the_plain_one_of_transformers(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 5)  # many chunks, the last one not full
     model, some = small_model(variant), batch()
-    blocks = {name: p for name, p in model.named_parameters() if ".layers." in name}
+    blocks = {name: p for name, p in model.named_parameters() if name.startswith(family_of(model.config).blocks_at)}
     labels = some.ids.masked_fill(~some.response, -100)
     labels[:, 0] = -100
     plain = model(some.ids, labels=labels).loss
@@ -95,7 +96,7 @@ def test_the_fused_loss_is_the_plain_one_of_transformers(variant: str, monkeypat
     found = torch.autograd.grad(ours, list(blocks.values()))
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
     for name, a, b in zip(blocks, found, wanted, strict=True):
-        assert (a - b).abs().max() < 1e-4 * max(1e-3, float(b.abs().max())), name
+        assert (a - b).abs().max() < 1e-4 * max(1e-2, float(b.abs().max())), name
 
 
 @pytest.mark.parametrize("kind", ["kd", "both"])
@@ -111,7 +112,7 @@ def test_distillation_through_the_model_equals_autograd(kind: str, monkeypatch: 
     ours = response_loss(model, some, soft=soft, kind=kind)
     assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
     for a, b in zip(torch.autograd.grad(2 * ours, params), torch.autograd.grad(2 * plain, params), strict=True):
-        assert (a - b).abs().max() < 1e-4 * max(1e-3, float(b.abs().max()))
+        assert (a - b).abs().max() < 1e-4 * max(1e-2, float(b.abs().max()))
     with pytest.raises(ValueError, match=f"the {kind} loss needs the teacher's tokens"):
         response_loss(model, some, kind=kind)
 

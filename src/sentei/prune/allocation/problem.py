@@ -119,12 +119,13 @@ class Problem:
     def attention_legal(self) -> list[NDArray[np.bool_]]:
         """Per block, which attention options the engine can hold and are not protected. Block 0 keeps one."""
         limits = self.budget.limits
+        whole = limits.fixed_query_heads or self.dense.qk_norm_over_heads
         found = []
         for index, curves in enumerate(self.curves):
             legal = np.ones(len(curves.attention), dtype=bool)
             for i, option in enumerate(curves.attention):
                 gone = not option.kv_groups
-                legal[i] = (index > 0 and limits.skip_parts) if gone else not limits.fixed_query_heads
+                legal[i] = (index > 0 and limits.skip_parts) if gone else not whole
             if self.protects("attention", index):
                 legal[:] = False
             legal[0] = True
