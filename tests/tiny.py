@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = {
 ROPE: dict[str, Any] = {"rope_theta": 1e4, "rope_type": "default"}
 SIXES: dict[str, Any] = {"hidden_size": 48}  # no remainder: these classes check it, also for the dense model
 MHA: dict[str, Any] = {"hidden_size": 48, "num_key_value_heads": ..., "head_dim": ...}  # and have no such keys
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -55,6 +55,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+VARIANTS = {name: variant for name, variant in ALL.items() if FAMILIES[variant[0]].installed}
 # Whose query heads can be thinned within a KV group.
 GROUPED = sorted(set(VARIANTS) - {"olmo2", "gpt2", "gpt_neox", "gpt_neox-serial"})
 

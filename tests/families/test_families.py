@@ -10,7 +10,7 @@ import torch
 from sentei.errors import InputError
 from sentei.families import FAMILIES, family_of
 from sentei.families.surgery import prune
-from tiny import VARIANTS, make_plan, random_blocks, tiny_model
+from tiny import ALL, make_plan, random_blocks, tiny_model
 
 
 def count(model: torch.nn.Module) -> int:
@@ -80,7 +80,7 @@ def test_removed_parts_are_none_and_have_no_weights():
 
 
 def test_every_registered_family_is_tested():
-    assert {name for name, _ in VARIANTS.values()} == set(FAMILIES)
+    assert {name for name, _ in ALL.values()} == set(FAMILIES)
 
 
 def test_shape_says_how_far_blocks_see_and_in_what_dtype_they_are_stored():

@@ -8,7 +8,6 @@ without RoPE need no code here.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from sentei.errors import InputError
 from sentei.families import modeling_sentei
+from sentei.families.asked import given_to_blocks
 from sentei.families.modeling_sentei import layer_config
 from sentei.families.parts import ATTENTION, FFN, PARTS, Part
 from sentei.families.streamed import streamed_blocks
@@ -92,6 +92,11 @@ class Family:
         """`model_type` of a model with blocks of different sizes."""
         return f"sentei_{self.name}"
 
+    @property
+    def installed(self) -> bool:
+        """Whether the installed transformers has it."""
+        return _version(transformers.__version__) >= _version(self.since)
+
     def stock_class(self, kind: Literal["Config", "Model", "ForCausalLM"]) -> Any:
         """A class of transformers.
 
@@ -99,7 +104,7 @@ class Family:
             InputError: the installed transformers is too old for it.
         """
         name = self._class_name(kind)
-        if not hasattr(transformers, name) or _version(transformers.__version__) < _version(self.since):
+        if not self.installed or not hasattr(transformers, name):
             raise InputError(
                 f"family {self.name} needs transformers >= {self.since}, installed is {transformers.__version__}; "
                 "pip install -U transformers"
@@ -257,7 +262,7 @@ class Family:
 
     def embed(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Token ids [B, T] to what block 0 reads, [B, T, hidden]."""
-        return self._asked(model, input_ids=ids)[0][0]
+        return given_to_blocks(model, self.blocks_at, input_ids=ids)[0][0]
 
     def block_inputs(self, model: nn.Module, hidden: Tensor, index: int, first: int = 0) -> dict[str, Any]:
         """Keyword arguments for `block(hidden, **inputs)`; no padding, no cache.
@@ -269,49 +274,7 @@ class Family:
             first: position of the first token.
         """
         positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None]
-        return self._asked(model, inputs_embeds=hidden, position_ids=positions)[index][1]
-
-    def _asked(self, model: nn.Module, **inputs: Any) -> list[tuple[Tensor, dict[str, Any]]]:
-        """What the model's own forward pass gives to each block: the stream as it enters block 0, and the rest."""
-        body, blocks = cast(Any, model).base_model, self.blocks(model)
-        holder, _, name = self.blocks_at.rpartition(".")
-        probes = nn.ModuleList(_Probe(block, last=i + 1 == len(blocks)) for i, block in enumerate(blocks))
-        setattr(model.get_submodule(holder), name, probes)
-        try:
-            body(**inputs, use_cache=False)
-        except _AllAskedError:
-            pass
-        finally:
-            setattr(model.get_submodule(holder), name, blocks)
-        return [cast(_Probe, probe).seen for probe in probes]
-
-
-class _AllAskedError(Exception):
-    """The last block has been given its inputs; nothing after it is of interest."""
-
-
-class _Probe(nn.Module):
-    """Stands for a block: notes what it is given, and does nothing."""
-
-    seen: tuple[Tensor, dict[str, Any]]
-
-    def __init__(self, block: nn.Module, last: bool) -> None:
-        super().__init__()
-        self.__dict__["real"] = block  # no child: its weights are not this module's
-        self.last = last
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["real"], name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Notes its arguments by their names."""
-        bound = inspect.signature(type(self.__dict__["real"]).forward).bind(None, hidden_states, *args, **kwargs)
-        named = dict(list(bound.arguments.items())[2:])
-        named |= named.pop("kwargs", {})
-        self.seen = hidden_states, named
-        if self.last:
-            raise _AllAskedError
-        return hidden_states
+        return given_to_blocks(model, self.blocks_at, inputs_embeds=hidden, position_ids=positions)[index][1]
 
 
 def scaled_logits(model: Any, hidden: Tensor) -> Tensor:
