@@ -106,5 +106,5 @@ def test_values_that_are_not_finite_are_named_by_measure(ids):
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = float("inf")
-    with pytest.raises(InputError, match="block 2: activations are not finite"):
+    with pytest.raises(InputError, match="block 1: weights or activations are not finite"):
         measure(model, ids, gradient_tokens=0)

@@ -200,10 +200,11 @@ class _Block:
     def statistics(self, gradients: Mapping[str, Tensor]) -> BlockStats:
         """The statistics of the block, on the model's device; `gradients`: as of `GradientPass.of`."""
         grams = {name: gram.mean(self.count) for name, gram in self.grams.items()}
-        if not all(torch.isfinite(value).all() for value in (*grams.values(), *self.means.values())):
+        weights = [linear.weight for linears in self.linears.values() for linear in linears.values()]
+        if not all(torch.isfinite(value).all() for value in (*weights, *grams.values(), *self.means.values())):
             raise InputError(
-                f"block {self.index}: activations are not finite; load the model with --dtype float32 or check its "
-                "weights"
+                f"block {self.index}: weights or activations are not finite; load the model with --dtype float32 or "
+                "check its weights"
             )
         parts: dict[str, PartStats] = {}
         for part, linears in self.linears.items():
