@@ -138,7 +138,7 @@ def test_skeleton_copies_what_is_outside_blocks_and_leaves_the_dense_model_alone
     new = skeleton(tiny, plan.shape())
     family = family_of(tiny.config)
     names = [name for name in before if not name.startswith(family.blocks_at)]
-    assert {f"{family.embedding_at}.weight", f"{family.norm_at}.weight", "lm_head.weight"} <= set(names)
+    assert {f"{family.embedding_at}.weight", f"{family.norm_at}.weight"} < set(names)
     for name in names:
         assert torch.equal(new.state_dict()[name], before[name])
         assert new.state_dict()[name].data_ptr() != tiny.state_dict()[name].data_ptr()

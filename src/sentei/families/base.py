@@ -85,7 +85,7 @@ class Family:
     heads: Literal["free", "divide", "exact"] = "free"
     aliases: Mapping[str, str] = field(default_factory=dict)
     like_llama: bool = False
-    since: str = "4.50"
+    since: str = "5.4"
 
     @property
     def pruned_type(self) -> str:

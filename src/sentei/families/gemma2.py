@@ -15,5 +15,4 @@ FAMILY = Family(
     uniform_as=("gemma2",),
     features=("hidden_activation", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"),
     heads="divide",
-    since="5.0",
 )

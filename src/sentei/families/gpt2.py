@@ -35,5 +35,4 @@ FAMILY = Family(
         *("summary_proj_to_labels", "summary_first_dropout"),
     ),
     heads="exact",
-    since="5.0",
 )

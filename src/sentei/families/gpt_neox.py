@@ -31,6 +31,5 @@ FAMILY = Family(
         *("rotary_pct", "rotary_emb_base", "partial_rotary_factor"),
     ),
     heads="exact",
-    aliases={"embed_out.weight": "lm_head.weight"},
-    since="5.0",
+    aliases={"embed_out.weight": "lm_head.weight", "lm_head.weight": "embed_out.weight"},  # by version of transformers
 )

@@ -11,5 +11,4 @@ FAMILY = Family(
     multiplier="residual_multiplier",
     uniform_as=("granite",),
     features=("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"),
-    since="5.0",
 )

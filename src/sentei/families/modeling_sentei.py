@@ -226,6 +226,7 @@ class _CausalMixin:
     """Adds the language-model head."""
 
     _body: Any
+    _head: str
     base_model_prefix: str
     post_init: Any
 
@@ -233,7 +234,7 @@ class _CausalMixin:
         PreTrainedModel.__init__(self, config)
         setattr(self, self.base_model_prefix, self._body(config))
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        setattr(self, self._head, nn.Linear(config.hidden_size, config.vocab_size, bias=False))
         self.post_init()
 
 
@@ -269,10 +270,8 @@ def __getattr__(name: str) -> Any:
         if stock is body:
             made = type(name, (_ModelMixin, stock), common | {"_stock": stock})
         else:
-            made = type(
-                name,
-                (_CausalMixin, stock),
-                common | {"_body": getattr(sys.modules[__name__], f"Sentei{body.__name__}")},
-            )
+            common["_body"] = getattr(sys.modules[__name__], f"Sentei{body.__name__}")
+            common["_head"] = next(iter(stock._tied_weights_keys)).partition(".")[0]
+            made = type(name, (_CausalMixin, stock), common)
     globals()[name] = made
     return made

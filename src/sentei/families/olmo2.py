@@ -14,5 +14,5 @@ FAMILY = Family(
     o_bias="attention_bias",
     qk_norm="all heads",
     uniform_as=("olmo2",),
-    since="5.0",
+    since="5.6",  # before, its config takes no tied embeddings
 )

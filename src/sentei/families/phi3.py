@@ -26,5 +26,4 @@ FAMILY = Family(
     ),
     uniform_as=("phi3",),
     features=("resid_pdrop", "embd_pdrop", "original_max_position_embeddings", "partial_rotary_factor"),
-    since="5.0",
 )

@@ -10,5 +10,4 @@ FAMILY = Family(
     mlp_bias="mlp_bias",
     uniform_as=("smollm3",),
     features=("no_rope_layers", "no_rope_layer_interval"),
-    since="5.0",
 )

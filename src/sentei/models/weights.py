@@ -279,7 +279,7 @@ def _named(stored: dict[str, Stored], expected: Mapping[str, Tensor], family: Fa
     """Tensors by the model's names."""
     root, named = family.blocks_at.partition(".")[0], {}
     for known, place in stored.items():
-        name = family.aliases.get(known, known)
+        name = known if known in expected else family.aliases.get(known, known)
         named[name if name in expected else f"{root}.{name}"] = place
     return named
 
