@@ -94,7 +94,7 @@ def projections(names: list[str]) -> None:
     import torch
 
     from sentei.algebra.lowrank import break_even
-    from sentei.measure.stream import MATRICES_OF, part_linears
+    from sentei.families.parts import MATRICES_OF
 
     rows = Rows("fit")
     for name in names:
@@ -112,7 +112,7 @@ def projections(names: list[str]) -> None:
                     for block, stats in zip(family.blocks(net), setup.profile.blocks, strict=True):
                         for part in MATRICES_OF:
                             own = stats.attention if part == "attention" else stats.ffn
-                            for matrix, linear in part_linears(family, block, part).items():
+                            for matrix, linear in family.linears(block, part).items():
                                 out, into = linear.weight.shape
                                 rank = max(1, int(share * out * into / (out + into)))
                                 if rank > break_even(out, into):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sentei.algebra.lowrank import break_even, relative_error
 from sentei.families import family_of
-from sentei.measure.stream import gram, part_linears, tap
+from sentei.measure.stream import gram, tap
 from sentei.prune.projections import PROJECTIONS, Projection, Trained
 
 MATRICES = ((0, "q_proj"), (15, "q_proj"), (15, "o_proj"), (15, "up_proj"), (15, "down_proj"))
@@ -50,7 +50,7 @@ def linears_of(net: Any, names: list[tuple[int, str]]) -> dict[tuple[int, str], 
     blocks = family.blocks(net)
     found = {}
     for block, name in names:
-        linears = part_linears(family, blocks[block], "attention") | part_linears(family, blocks[block], "ffn")
+        linears = family.linears(blocks[block], "attention") | family.linears(blocks[block], "ffn")
         found[block, name] = linears[name]
     return found
 
