@@ -15,6 +15,7 @@ of one large product in bf16.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def run(shape: str, log: Path | None, keep: bool) -> None:
             shutil.rmtree(out[verb], ignore_errors=True)
             command = [*commands[verb], "--out", str(out[verb]), *(["--overwrite"] if verb == "plan" else [])]
             row = {"processor": processor(), "threads": torch.get_num_threads(), "tokens": TOKENS}
+            row["load"] = round(os.getloadavg()[0], 1)  # of what else runs
             if found.has(shape=shape, memory=memory, verb=verb):
                 measured(command, log)  # what comes after it needs its output
             found.run(lambda: measured(command, log) | row, shape=shape, memory=memory, verb=verb)  # noqa: B023
@@ -144,7 +146,7 @@ def page(text: str) -> str:
 def figures() -> str:
     """What stands between the marks."""
     found = {(r["key"]["shape"], r["key"].get("memory"), r["key"]["verb"]): r for r in rows("scale")}
-    body, used = [], set()
+    body, used, marked = [], set(), False
     for (shape, memory, verb), row in found.items():
         if verb == "floor":
             continue
@@ -156,7 +158,9 @@ def figures() -> str:
             time_floor = f"{floor['read_seconds']:.1f} + {arithmetic:.1f} s"
         peak = f"{row['peak_rss_bytes'] / 1e9:.2f} GB"
         body.append([shape, memory or "–", verb, peak, "–" if verb == "plan" else f"{least / 1e9:.2f} GB"])
-        body[-1] += [f"{row['seconds']:.1f} s", time_floor]
+        busy = row["load"] > row["threads"] + 0.5
+        body[-1] += [f"{row['seconds']:.1f} s{' †' if busy else ''}", time_floor]
+        marked = marked or busy
         used.add(f"{row['processor']}, {row['threads']} threads")
     if not body:
         return ""
@@ -166,6 +170,7 @@ def figures() -> str:
         f"{TOKENS:,} calibration tokens, {WINDOW} of them with gradients, `structural` at 20 %; {'; '.join(sorted(used))}. "
         "The peak is that of the process, 0.4 GB of which are torch and transformers; times include their import.\n\n"
         + table(head, body)
+        + ("† while other work ran on the machine: an upper bound.\n" if marked else "")
     )
 
 
