@@ -46,16 +46,16 @@ def tokens(recipe: Recipe) -> dict[str, float]:
     }
 
 
-def test_numbers_are_scaled_to_the_minutes_by_one_factor(recipe: Recipe) -> None:
+def test_numbers_are_scaled_to_the_minutes_by_one_factor_and_recovery_by_its_root(recipe: Recipe) -> None:
     said: list[str] = []
     made = within_minutes(recipe, tokens, 800.0, said.append)
     allowed = SHARE * 600 * 800
     assert 0.9 * allowed < sum(tokens(made).values()) <= allowed < sum(tokens(recipe).values())
     assert made.recover is not None and made.recover.rows is not None and made.recover.tokens >= 4000
-    factor = made.recover.rows / 1000
-    assert made.prove.limit == pytest.approx(factor * 500, abs=2) and made.recover.budget == pytest.approx(
-        factor * 500, abs=1
-    )
+    root = made.recover.rows / 1000
+    factor = root**2
+    assert made.prove.limit == pytest.approx(factor * 500, abs=2)
+    assert made.recover.budget == pytest.approx(root * 500, abs=1)
     assert made.measure.tokens % 512 == 0 and abs(made.measure.tokens - factor * 100_000) < 600
     assert "measure.tokens 100,000 → " in said[0] and "recover.rows 1,000 → " in said[0]
     assert made.fitted is not None and made.fitted.wanted["recover.tokens"] == 50_000
