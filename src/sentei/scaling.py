@@ -79,7 +79,7 @@ def within_minutes(
                 f"takes {math.ceil(10 * least / (SHARE * 60 * pace)) / 10:g}"
             )
         low, high = 0.0, 1.0
-        for step in range(12):  # the cost rises, bent and broken: halving now and then keeps a chord from standing still
+        for step in range(12):  # the cost rises, bent and broken: halving now and then keeps a chord going
             factor = (low + high) / 2 if step % 2 else low + (high - low) * (allowed - least) / (most - least)
             tried = _scaled(recipe, numbers, factor)
             spent = cost(tried)

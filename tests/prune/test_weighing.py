@@ -72,7 +72,8 @@ def test_standardised_heads_cost_what_they_weigh(profile):
 
 def test_share_makes_every_part_cost_one(profile):
     for block in curves_of(profile, SCORES["magnitude"], "share"):
-        assert block.attention[-1].loss == pytest.approx(1.0) and block.ffn_loss[-1] == pytest.approx(1.0)
+        whole = next(o for o in block.attention if not o.kv_groups)
+        assert whole.loss == pytest.approx(1.0) and block.ffn_loss[-1] == pytest.approx(1.0)
 
 
 def test_taylor_sums_are_no_nats_and_price_no_ranks(profile):

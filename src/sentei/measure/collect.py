@@ -85,13 +85,13 @@ def measure(
     shape = family.shape(net.config)
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
-    check_family(family, net, windows.ids)
     progress = shown(progress)
     scores = kept_scores(graded=len(picked) > 0)
     contents = Contents(shape, len(picked) > 0, tuple(score.name for score in scores), keep_grams)
     streamed = streamed_blocks(net)
     needs = Needs(contents, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize, streamed is not None)
-    spilled = needs.check(memory, work, progress)
+    spilled = needs.check(memory, work, progress)  # before a first pass over the model
+    check_family(family, net, windows.ids)
     data_digest = _data_digest(windows)
     if work is not None:
         claim(work, hash_json([loaded.digest, str(net.dtype), data_digest, len(picked), keep_grams]))

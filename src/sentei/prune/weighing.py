@@ -36,7 +36,8 @@ def weighed(curves: Sequence[BlockCurves], profile: Profile, score: Score, how: 
         return _standardised(curves, profile, score, seed)
     found = []
     for block, stats in zip(curves, profile.blocks, strict=True):
-        attention = _factor(stats.attention, block.attention[-1].loss, score, how)
+        gone = next((option.loss for option in block.attention if not option.kv_groups), 0.0)
+        attention = _factor(stats.attention, gone, score, how)
         ffn = _factor(stats.ffn, block.ffn_loss[-1], score, how)
         options = tuple(AttentionOption(o.kv_groups, o.query_heads, o.loss * attention) for o in block.attention)
         found.append(BlockCurves(options, block.ffn_order, tuple(loss * ffn for loss in block.ffn_loss)))
@@ -73,7 +74,8 @@ def _standardised(curves: Sequence[BlockCurves], profile: Profile, score: Score,
         if "attention" in parts:
             options = _weighed_options(options, parts["attention"] - least, profile.shape, i)
         if "ffn" in parts:
-            price = (profile.shape.mlp_bias * 2) + 3 * profile.shape.hidden  # parameters of a channel
+            inner = 2 if profile.shape.gated else 1
+            price = profile.shape.mlp_bias * inner + (inner + 1) * profile.shape.hidden  # parameters of a channel
             losses = torch.cat([losses, ((parts["ffn"] - least)[list(block.ffn_order)] * price).cumsum(0)])
         found.append(BlockCurves(options, block.ffn_order, tuple(losses.tolist())))
     return found
