@@ -6,6 +6,7 @@ do; nobody knows them better than the model.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any, cast
 
@@ -55,10 +56,16 @@ class _Probe(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Notes its arguments by their names."""
-        bound = inspect.signature(type(self.__dict__["real"]).forward).bind(None, hidden_states, *args, **kwargs)
+        kind: Any = type(self.__dict__["real"])
+        bound = _signature(kind).bind(None, hidden_states, *args, **kwargs)
         named = dict(list(bound.arguments.items())[2:])
         named |= named.pop("kwargs", {})
         self.given = hidden_states, named
         if self.last:
             raise _AllAskedError
         return hidden_states
+
+
+@functools.cache
+def _signature(block: type[nn.Module]) -> inspect.Signature:
+    return inspect.signature(block.forward)

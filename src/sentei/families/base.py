@@ -35,7 +35,7 @@ class Family:
         name: `model_type` of the stock config; "sentei_<name>" is that of a pruned model.
         prefix: what the class names start with: "Llama" for LlamaConfig, LlamaModel, LlamaForCausalLM.
         classes: of config, body and causal model, where their names are others.
-        attention, ffn: the parts of a block.
+        attention_part, ffn_part: the parts of a block.
         blocks_at: path of the blocks in the model.
         norm_at: path of the norm after the last block.
         embedding_at: path of the token embedding.

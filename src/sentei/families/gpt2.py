@@ -1,9 +1,8 @@
 """GPT-2: LayerNorms, biases everywhere, no gate, learnt positions; q, k and v as one, and all matrices transposed."""
 
 from sentei.families.base import Family
-from sentei.families.parts import Fused, Part
+from sentei.families.parts import QKV, Fused, Part
 
-QKV = ("q_proj", "k_proj", "v_proj")
 FAMILY = Family(
     name="gpt2",
     prefix="GPT2",

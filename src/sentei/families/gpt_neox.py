@@ -1,9 +1,8 @@
 """GPT-NeoX and Pythia: both parts read what enters the block; LayerNorms, biases, no gate; q, k and v as one."""
 
 from sentei.families.base import Family
-from sentei.families.parts import Fused, Part
+from sentei.families.parts import QKV, Fused, Part
 
-QKV = ("q_proj", "k_proj", "v_proj")
 FAMILY = Family(
     name="gpt_neox",
     prefix="GPTNeoX",

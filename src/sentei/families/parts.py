@@ -10,6 +10,7 @@ from sentei.families.modeling_sentei import LLAMA_PARTS
 from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES
 
 PARTS = ("attention", "ffn")
+QKV = ("q_proj", "k_proj", "v_proj")  # in the order in which stock classes fuse them
 MATRICES_OF = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
 
 

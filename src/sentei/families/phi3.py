@@ -1,9 +1,8 @@
 """Phi-3 and Phi-4-mini: q, k and v as one matrix, gate and up as another; RoPE on a part of each head."""
 
 from sentei.families.base import Family
-from sentei.families.parts import Fused, Part
+from sentei.families.parts import QKV, Fused, Part
 
-QKV = ("q_proj", "k_proj", "v_proj")
 FAMILY = Family(
     name="phi3",
     prefix="Phi3",

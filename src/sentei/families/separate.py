@@ -125,13 +125,8 @@ def _is_matrix(family: Family, name: str) -> bool:
 
 
 def is_separate(family: Family, model: nn.Module) -> bool:
-    layouts = ((family.layout(part), part) for part in PARTS)
     block = family.blocks(model)[0]
-    return all(
-        isinstance(block.get_submodule(f"{layout.path}.{path}"), FusedLinear)
-        for layout, _ in layouts
-        for path in layout.fused
-    )
+    return all(isinstance(block.get_submodule(path), FusedLinear) for path, _ in _fused(family))
 
 
 def _twin(module: Module) -> Module:

@@ -47,8 +47,8 @@ def pruned_config(config: Any, shape: ModelShape) -> Any:
         # cache, from which masks are made, is read there. Block 0 always keeps its attention.
         values["layer_types"] = [kinds[0] if not b.kv_groups else k for b, k in zip(shape.blocks, kinds, strict=True)]
     new = family.pruned_class("Config")(**values)
-    if family.described is not None:
-        new.sentei_parts = family.described
+    if (described := family.described) is not None:
+        new.sentei_parts = described
     new.per_layer_config = {i: _overrides(block) for i, block in enumerate(shape.blocks)}
     new.rank_storage = shape.storage
     new.allow_global_per_layer_attribute_access = True  # peft and others read the global values
@@ -142,7 +142,7 @@ def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: 
 
     Low-rank matrices get their bias only: their factors come from a fit (`sentei.prune.cut`).
     """
-    heads_per_group = heads_of(family, dense_block, dense)
+    heads_per_group = heads_of(family, dense_block)
     for part in PARTS:
         new, old = family.linears(pruned_block, part), family.linears(dense_block, part)
         if not new or not old:
@@ -157,7 +157,7 @@ def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: 
             _copy_all(target, source)
 
 
-def heads_of(family: Family, block: nn.Module, shape: ModelShape) -> int:
+def heads_of(family: Family, block: nn.Module) -> int:
     """Query heads per KV group of a block; 0 without an attention part."""
     linears = family.linears(block, "attention")
     return linears["q_proj"].out_features // linears["k_proj"].out_features if linears else 0

@@ -24,7 +24,6 @@ from sentei.measure.curves import pack, unpack
 from sentei.measure.statistics import BlockStats, Matrices, PartStats
 from sentei.measure.stored import Contents, check_tensors
 
-PARTS = ("attention", "ffn")
 NUMBERS = ("energy", "grad_energy")  # of a part
 VECTORS = ("mean", "norm", "input_energy", "weight_energy", "taylor")
 SYMMETRIC = ("gram", "input_gram", "output_grad")

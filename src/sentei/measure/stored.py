@@ -12,8 +12,9 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from sentei.errors import InputError
+from sentei.families.parts import MATRICES_OF
 from sentei.measure.curves import packed_sizes
-from sentei.plan import ATTENTION_MATRICES, FFN_MATRICES, ModelShape
+from sentei.plan import ModelShape
 from sentei.schema import Count, Positive
 
 
@@ -51,8 +52,7 @@ class Contents:
     def parts(self, index: int) -> dict[str, tuple[tuple[str, ...], int, int]]:
         """Of a block's parts that are there: names of the matrices, and the row-pruned one's outputs and inputs."""
         sizes = self.shape.matrices(self.shape.blocks[index])
-        named = {"attention": ATTENTION_MATRICES, "ffn": FFN_MATRICES}
-        there = {part: tuple(name for name in names if name in sizes) for part, names in named.items()}
+        there = {part: tuple(name for name in names if name in sizes) for part, names in MATRICES_OF.items()}
         return {part: (names, *sizes[names[-1]]) for part, names in there.items() if names}
 
     def statistics(self, index: int) -> dict[str, tuple[int, ...]]:
