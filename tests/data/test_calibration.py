@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sentei.data.calibration import calibration
-from sentei.data.pairs import encode_pairs
+from sentei.data.pairs import encode_pairs, encode_rows
 from sentei.data.task_rows import TaskRow
 from sentei.errors import InputError
 
@@ -46,6 +46,14 @@ def test_a_long_row_loses_the_beginning_of_its_context(tokenizer: Any) -> None:
         calibration([], tokenizer, 8)
     with pytest.raises(InputError, match="answer_weight is 0, expected more than 0"):
         calibration(WRITTEN, tokenizer, 8, answer_weight=0)
+
+
+def test_rows_keep_their_answers_whole(tokenizer: Any) -> None:
+    long, short = encode_rows(WRITTEN, tokenizer, 5)
+    assert long.ids.tolist() == [6, 7, 8, 9, 2] and long.response.tolist() == [False] * 3 + [True] * 2
+    assert (long.truncated, long.row, short.truncated, short.row) == (True, 0, False, 1)
+    with pytest.raises(InputError, match=r"f:1: the answer has 3 tokens, expected 1 to 2: something .* in 3 tokens"):
+        encode_rows(WRITTEN[1:], tokenizer, 3)
 
 
 def test_pairs_are_divided_where_the_context_ends(stories: Any) -> None:

@@ -12,6 +12,7 @@ from sentei.errors import InputError, QualityError
 from sentei.fit.begun import settled_dtype
 from sentei.fit.fit import fit
 from sentei.fit.frontier import frontier
+from sentei.fit.healing import healed
 from sentei.fit.setup import Settings, claim, search_budget, search_kinds
 from sentei.metrics.score import prepare
 from sentei.models.load import load
@@ -188,3 +189,8 @@ def test_a_fit_goes_on_in_the_dtype_that_it_was_begun_in(stories, task, tmp_path
     half = load(stories.model.name_or_path, dtype="bfloat16", device="cpu")
     with pytest.raises(InputError, match="holds a run of another model, dtype, task or setting"):
         fit(half, task, out, tolerance=0.3, evaluations=2, settings=Settings(heal=0))
+
+
+def test_rows_are_healed_on_as_long_as_they_are_calibrated_on(stories, task):
+    with pytest.raises(InputError, match=r"the answer has 3 tokens, expected 1 to 2: .* in 3 tokens"):
+        healed(stories.model, stories, "", task, Settings(length=3), None)

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sentei.data.pairs import encode_pairs
+from sentei.data.batches import pad
+from sentei.data.pairs import encode_rows
 from sentei.data.splits import split
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import TaskRow, read_rows
@@ -82,8 +83,7 @@ def calibration(
 ) -> Calibration:
     """Tokens, weights and answers of a task's rows.
 
-    A written answer is followed by the end token, where the tokenizer has one; a choice is not, because nothing is ever
-    read after it. A row that is too long loses the beginning of its context.
+    Contexts and answers are those of `encode_rows`.
 
     Args:
         rows: of one task.
@@ -101,26 +101,10 @@ def calibration(
         )
     if answer_weight is not None and answer_weight <= 0:
         raise InputError(f"answer_weight is {answer_weight}, expected more than 0")
-    found: list[tuple[list[int], list[int]]] = []
-    for row, (context, answer) in zip(
-        rows, encode_pairs([(row.context, row.target) for row in rows], tokenizer), strict=True
-    ):
-        if not row.choices and tokenizer.eos_token_id is not None:
-            answer = [*answer, tokenizer.eos_token_id]
-        if not answer or len(answer) >= length:
-            raise InputError(
-                f"{row.place}: the answer has {len(answer)} tokens, expected 1 to {length - 1}: something has to come "
-                f"before it in {length} tokens; raise the length"
-            )
-        found.append((context[-(length - len(answer)) :], answer))
-    found.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
-    ids = torch.zeros(len(found), len(found[-1][0]) + len(found[-1][1]), dtype=torch.long)
-    answers, real = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
-    for at, (context, answer) in enumerate(found):
-        end = len(context) + len(answer)
-        ids[at, :end] = torch.tensor(context + answer)
-        answers[at, len(context) : end] = True
-        real[at, :end] = True
+    samples = sorted(encode_rows(rows, tokenizer, length), key=lambda sample: len(sample.ids))
+    batch = pad(samples, range(len(samples)))
+    ids, answers = batch.ids, batch.response
+    real = torch.arange(ids.shape[1]) < torch.tensor([len(sample.ids) for sample in samples])[:, None]
     before = answers.roll(-1, dims=1)  # nothing wraps around: the first token is never an answer's
     if answer_weight is None:
         answer_weight = min(MOST, max(1.0, float((real & ~before).sum() / before.sum())))

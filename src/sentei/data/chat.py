@@ -23,6 +23,7 @@ PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
     "{% if add_generation_prompt or not loop.last %}{{ '\n\n' }}{% endif %}{% endfor %}"
 )
+Ids = Sequence[int] | NDArray[np.int32]
 _BATCH = 1000  # rows that are tokenised at once: many to be quick, few enough that their offsets need little memory
 
 
@@ -47,6 +48,12 @@ class Sample:
     reason: str = ""
     refused: bool = False
     folded: bool = False
+
+    @classmethod
+    def of(cls, context: Ids, answer: Ids, *, truncated: bool = False, row: int = 0) -> Sample:
+        """A context of one token at least, and an answer all of which is a target."""
+        ids = np.array([*context, *answer], dtype=np.int32)
+        return cls(ids, np.arange(len(ids)) >= len(context), truncated, row)
 
 
 class _Text(NamedTuple):

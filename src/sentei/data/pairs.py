@@ -1,10 +1,16 @@
-"""Contexts and continuations as tokens, divided as lm-evaluation-harness divides them."""
+"""Contexts and continuations as tokens, divided as lm-evaluation-harness divides them, and cut by one rule.
+
+Whoever scores them, calibrates or trains on them: where they are too long the context loses its beginning, and a
+continuation is whole or refused. A part of an answer is another answer.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from sentei.data.chat import Sample
+from sentei.data.task_rows import TaskRow
 from sentei.data.tokens import tokenise
 from sentei.errors import InputError
 
@@ -35,6 +41,46 @@ def encode_pairs(pairs: Sequence[tuple[str, str]], tokenizer: Any) -> list[tuple
         (known[context], whole[len(known[context]) :]) if context else _alone(whole, tokenizer)
         for context, whole in zip(bare, wholes, strict=True)
     ]
+
+
+def shorten(context: Sequence[int], answer: Sequence[int], length: int, what: str, why: str) -> Sequence[int]:
+    """The end of a context that, with an answer after it, has at most `length` tokens.
+
+    Raises:
+        InputError: an answer without tokens, or one that leaves no room for a token before it, which predicts it;
+            `what` names it and `why` follows the limit.
+    """
+    if not 0 < len(answer) < length:
+        raise InputError(f"{what} has {len(answer)} tokens, expected 1 to {length - 1}{why}")
+    return context[-(length - len(answer)) :]
+
+
+def encode_rows(rows: Sequence[TaskRow], tokenizer: Any, length: int) -> list[Sample]:
+    """Contexts and right answers of a task's rows as they are scored, without a chat template.
+
+    A written answer is followed by the end token, where the tokenizer has one; a choice is not, because nothing is ever
+    read after it.
+
+    Args:
+        rows: of a task.
+        tokenizer: of transformers.
+        length: at most so many tokens per row.
+
+    Returns:
+        One sample per row, in their order, numbered.
+
+    Raises:
+        InputError: see `shorten`; with the row.
+    """
+    samples = []
+    pairs = encode_pairs([(row.context, row.target) for row in rows], tokenizer)
+    for number, (row, (context, answer)) in enumerate(zip(rows, pairs, strict=True)):
+        if not row.choices and tokenizer.eos_token_id is not None:
+            answer = [*answer, tokenizer.eos_token_id]
+        why = f": something has to come before it in {length} tokens; raise the length"
+        fitting = shorten(context, answer, length, f"{row.place}: the answer", why)
+        samples.append(Sample.of(fitting, answer, truncated=len(fitting) < len(context), row=number))
+    return samples
 
 
 def _tokenise(texts: Sequence[str], tokenizer: Any) -> list[Tokens]:

@@ -14,23 +14,25 @@ from sentei.recover.tune.tune import tune
 from sentei.search.goal import Goal
 
 if TYPE_CHECKING:
-    from sentei.fit.setup import Setup
+    from sentei.fit.setup import Settings, Setup
 
 # tokens; on ARC easy, 35 % cut: 0, 12,000 and 36,000 gave 90.7, 95.8 and 100 % of the dense accuracy (500 rows)
 HEAL = 24_000
 HEALING: dict[str, Any] = {"adapter": "lora", "loss": "sft", "learning_rate": 5e-4, "patience": None}
 
 
-def healed(model: Any, dense: Loaded, digest: str, task: TaskFile, tokens: int, progress: Progress | None) -> Any:
+def healed(
+    model: Any, dense: Loaded, digest: str, task: TaskFile, settings: Settings, progress: Progress | None
+) -> Any:
     """The model, trained on the task's calibration rows; it is changed."""
     loaded = Loaded(model, dense.tokenizer, f"{dense.name}, changed", digest)
-    return merge(tune(loaded, task, tokens=tokens, progress=progress, **HEALING).adapted)
+    return merge(tune(loaded, task, tokens=settings.heal, length=settings.length, progress=progress, **HEALING).adapted)
 
 
 def trained_dense(setup: Setup, progress: Progress) -> Any:
     """A copy of the dense model, trained as every cut model is."""
-    model, tokens = copy.deepcopy(setup.loaded.model), setup.settings.heal
-    return healed(model, setup.loaded, setup.loaded.digest, setup.task, tokens, progress)
+    model = copy.deepcopy(setup.loaded.model)
+    return healed(model, setup.loaded, setup.loaded.digest, setup.task, setup.settings, progress)
 
 
 def figures_of(setup: Setup, model: Any) -> dict[str, Any]:

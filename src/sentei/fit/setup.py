@@ -122,8 +122,9 @@ class Setup:
     def cut(self, plan: Plan, progress: Progress | None = None) -> Any:
         """The model of a plan, fitted on the calibration rows, and healed on them where that is asked for."""
         small = cut(self.loaded, plan, self.windows, tokens=self.windows.ids.numel(), progress=progress)
-        heal = self.settings.heal
-        return healed(small, self.loaded, plan.digest(), self.task, heal, progress) if heal else small
+        if not self.settings.heal:
+            return small
+        return healed(small, self.loaded, plan.digest(), self.task, self.settings, progress)
 
 
 def set_up(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sentei.errors import InputError
+from sentei.data.pairs import shorten
 from sentei.families import FAMILIES
 from sentei.families.streamed import streamed_blocks
 from sentei.inference.forward import final_hidden, logits
@@ -75,11 +75,10 @@ def make_rows(requests: Sequence[Request], *, longest: int, branch: int) -> tupl
     contexts: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
     truncated = 0
     for number, (context, target) in enumerate(requests):
-        room = longest + 1 - len(target)
-        if not target or room < 1:
-            raise InputError(f"a continuation has {len(target)} tokens, expected 1 to {longest} (the model's context)")
-        truncated += len(context) > room
-        contexts.setdefault(tuple(context[-room:]), []).append((number, target))
+        # nobody reads the last token
+        fitting = shorten(context, target, longest + 1, "a continuation", " (the model's context)")
+        truncated += len(fitting) < len(context)
+        contexts.setdefault(tuple(fitting), []).append((number, target))
     rows = []
     for begin, targets in contexts.items():
         row = Row(begin, targets)

@@ -219,7 +219,7 @@ class _Asked:
     def batches(self, rows: Sequence[int]) -> tuple[Batch, Batch | None, Batch | None]:
         """The rows; their responses after nothing; those of some after other prompts. None where that is not wanted."""
         samples = self.samples
-        bare = [_after(samples[row].ids[:1], samples[row].ids[samples[row].response]) for row in rows if self.alone]
+        bare = [Sample.of(samples[row].ids[:1], samples[row].ids[samples[row].response]) for row in rows if self.alone]
         asked = {row: self.strangers[row] for row in rows if row in self.strangers}
         swapped = [_swapped(samples[row], samples[stranger]) for row, stranger in asked.items()]
         alone = pad(bare, range(len(bare))) if bare else None
@@ -252,11 +252,6 @@ def _swapped(sample: Sample, stranger: Sample) -> Sample:
         np.concatenate([np.zeros(len(prompt), dtype=bool), sample.response[start:]]),
         truncated=False,
     )
-
-
-def _after(before: np.ndarray, response: np.ndarray) -> Sample:
-    ids = np.concatenate([before, response])
-    return Sample(ids, np.arange(len(ids)) >= len(before), truncated=False)
 
 
 def _unlikely(dense: Any, batch: Batch, states: Tensor) -> np.ndarray:

@@ -12,11 +12,11 @@ import numpy as np
 
 from sentei.data.batches import Batch, by_length, pad, shuffled
 from sentei.data.chat import Sample, encode, remarks, tokenizer_digest
-from sentei.data.pairs import encode_pairs
+from sentei.data.pairs import encode_rows
 from sentei.data.pools import Pool, PoolRow, read_pool
 from sentei.data.splits import split
 from sentei.data.task_file import TaskFile
-from sentei.data.task_rows import TaskRow, read_rows
+from sentei.data.task_rows import read_rows
 from sentei.data.tokens import check_ids
 from sentei.errors import InputError
 from sentei.models.identity import difference, hash_tokenizer
@@ -111,7 +111,7 @@ def read_data(
         samples = encode(rows, tokenizer, length=length, strict=strict)
         source = f"selection of {len(rows):,} rows"
     elif isinstance(data, TaskFile):
-        samples = task_samples(split(data, read_rows(data)).calibrate, tokenizer, length)
+        samples = encode_rows(split(data, read_rows(data)).calibrate, tokenizer, length)
         source = f"{len(samples):,} rows of task {data.name!r}, those that `fit` calibrates on"
     else:
         rows = data.rows
@@ -147,20 +147,6 @@ def read_data(
         read = [piece for row in data.chosen for piece in np.flatnonzero(scored.owners == row).tolist()]
         found.known = dict(enumerate(read))
     return found
-
-
-def task_samples(rows: Sequence[TaskRow], tokenizer: Any, length: int) -> list[Sample]:
-    """Contexts and right answers as they are scored, without a chat template; a long context loses its beginning."""
-    samples = []
-    pairs = encode_pairs([(row.context, row.target) for row in rows], tokenizer)
-    for number, (row, (context, answer)) in enumerate(zip(rows, pairs, strict=True)):
-        end = [] if row.choices or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        answer = [*answer, *end]
-        kept = context[-max(length - len(answer), 1) :]
-        ids = np.array([*kept, *answer], dtype=np.int32)[:length]
-        response = np.arange(len(ids)) >= len(kept)
-        samples.append(Sample(ids, response, truncated=len(context) + len(answer) > length, row=number))
-    return samples
 
 
 def plan_steps(data: TrainingData, tokens: int, batch_tokens: int, seed: int) -> list[list[int]]:
