@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentei.data.batches import by_length, pad, shuffled
+from sentei.data.batches import by_length, fill, pad, shuffled
 from sentei.data.chat import Sample
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
@@ -24,6 +26,23 @@ def test_by_length_holds_every_sample_once_and_keeps_the_bound(lengths: list[int
     flat = [lengths[i] for batch in batches for i in batch]
     assert flat == sorted(lengths, reverse=True), "the longest come first"
     assert batches == by_length(lengths, tokens)
+
+
+@given(LENGTHS, st.integers(1, 200), st.integers(1, 9))
+def test_batches_of_neighbours_keep_order_and_bounds(lengths: list[int], tokens: int, most: int) -> None:
+    batches = fill(range(len(lengths)), lengths, tokens, most=most)
+    fits(batches, lengths, tokens)
+    assert [i for batch in batches for i in batch] == list(range(len(lengths)))
+    assert all(len(batch) <= most for batch in batches)
+    for batch, after in pairwise(batches):
+        longest = max(lengths[i] for i in [*batch, after[0]])
+        assert len(batch) == most or (len(batch) + 1) * longest > tokens, "no batch ends early"
+
+
+def test_an_even_batch_ends_where_lengths_rise_and_a_processor_is_busy() -> None:
+    assert fill(range(8), [200] * 6 + [251] * 2, even=True) == [[0, 1, 2, 3, 4, 5], [6, 7]]
+    assert fill(range(8), [200] * 6 + [250] * 2, even=True) == [[*range(8)]], "a quarter more is alike"
+    assert fill(range(4), [100] * 2 + [251] * 2, even=True) == [[*range(4)]], "two keep none busy"
 
 
 @given(LENGTHS, st.integers(1, 200), st.integers(0, 5))

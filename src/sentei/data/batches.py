@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from sentei.data.chat import Sample
 
 
+BATCH_TOKENS = 4096  # positions in one forward pass: keeps the widest activation in the tens of megabytes
+_BUSY = 1024  # positions that keep a processor busy; an even batch that has them ends where samples become longer
+_UNEVEN = 1.25  # by this factor than its shortest
+
+
 @dataclass(frozen=True)
 class Batch:
     """Samples side by side.
@@ -53,15 +58,44 @@ class Batch:
         return Batch(self.rows, self.ids.to(device), self.response.to(device))
 
 
-def by_length(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of samples in batches of similar length, longest first, so that memory runs out at once or never.
+def fill(
+    order: Sequence[int],
+    lengths: Sequence[int],
+    tokens: int = BATCH_TOKENS,
+    *,
+    most: int | None = None,
+    even: bool = False,
+) -> list[list[int]]:
+    """Cuts an order of samples, in which neighbours are of similar length, into batches.
 
     Args:
+        order: indices of samples.
         lengths: tokens per sample.
         tokens: at most this many in a batch, padding included; a longer sample is a batch of its own.
+        most: samples in a batch.
+        even: of lengths that rise: less padding rather than fewer batches, where a processor is busy all the same.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return _fill(order, lengths, tokens)
+    batches: list[list[int]] = []
+    widest = 0
+    for index in order:
+        length = lengths[index]
+        batch = batches[-1] if batches else []
+        full = (len(batch) + 1) * max(widest, length) > tokens or len(batch) == most
+        uneven = even and len(batch) * length >= _BUSY and length > _UNEVEN * lengths[batch[0]]
+        if not batch or full or uneven:
+            batches.append([])
+            widest = 0
+        batches[-1].append(index)
+        widest = max(widest, length)
+    return batches
+
+
+def by_length(lengths: Sequence[int], tokens: int = BATCH_TOKENS) -> list[list[int]]:
+    """Indices of samples in batches of similar length, longest first, so that memory runs out at once or never.
+
+    Lengths and tokens are those of `fill`.
+    """
+    return fill(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)), lengths, tokens)
 
 
 def shuffled(lengths: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
@@ -75,7 +109,7 @@ def shuffled(lengths: Sequence[int], tokens: int, seed: int) -> list[list[int]]:
     batches = []
     for start in range(0, len(order), stretch):
         part = sorted(order[start : start + stretch], key=lambda i: -lengths[i])
-        batches += _fill(part, lengths, tokens)
+        batches += fill(part, lengths, tokens)
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
@@ -89,15 +123,3 @@ def pad(samples: Sequence[Sample], rows: Sequence[int]) -> Batch:
         ids[at, : len(sample.ids)] = torch.from_numpy(sample.ids.astype(np.int64))
         response[at, : len(sample.ids)] = torch.from_numpy(sample.response)
     return Batch(tuple(rows), ids, response)
-
-
-def _fill(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Cuts an order of falling lengths into batches of at most `tokens`, padding included."""
-    batches: list[list[int]] = []
-    widest = 0
-    for index in order:
-        if not batches or (len(batches[-1]) + 1) * widest > tokens:
-            batches.append([])
-            widest = lengths[index]
-        batches[-1].append(index)
-    return batches

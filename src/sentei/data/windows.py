@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOKENS_PER_BATCH = 4096  # keeps the widest activation of a batch in the tens of megabytes
+from sentei.data.batches import fill
+
 Where = tuple[slice, slice]
 
 
@@ -43,15 +44,9 @@ class Windows:
         return sum(self.lengths)
 
     def batches(self) -> Iterator[Where]:
-        """Indices of batches of about `TOKENS_PER_BATCH` tokens; eight or more where windows allow."""
-        count, start = len(self.ids), 0
-        while start < count:
-            rows = max(1, min(TOKENS_PER_BATCH // self.lengths[start], count // 8))
-            while rows > 1 and rows * max(self.lengths[start : start + rows]) > TOKENS_PER_BATCH:
-                rows -= 1
-            stop = min(start + rows, count)
-            yield slice(start, stop), slice(0, max(self.lengths[start:stop]))
-            start = stop
+        """Indices of batches of neighbours; eight or more where windows allow."""
+        for rows in fill(range(len(self.ids)), self.lengths, most=max(1, len(self.ids) // 8)):
+            yield slice(rows[0], rows[-1] + 1), slice(0, max(self.lengths[row] for row in rows))
 
     def weight(self, where: Where, device: Any = "cpu") -> Tensor | None:
         """Weights of a batch, `[tokens]`; None where every token counts alike."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sentei.data.batches import fill
 from sentei.data.pairs import shorten
 from sentei.families import FAMILIES
 from sentei.families.streamed import streamed_blocks
@@ -25,9 +26,6 @@ from sentei.inference.forward import final_hidden, logits
 from sentei.inference.tree import Tree
 from sentei.inference.walk import Reading, hidden_states
 
-BATCH_TOKENS = 4096  # positions in one batch, padding included
-_BUSY = 1024  # positions that keep a processor busy; a batch that has them ends where rows become longer
-_UNEVEN = 1.25  # by this factor than its shortest
 _WORTH_SHARING = 128  # tokens that sharing the contexts' beginning must save to be worth one more pass
 _HEAD = 16  # contexts with so many first tokens in common, when they are so many, are batched together
 _LOGITS = 1 << 24  # elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary
@@ -94,8 +92,8 @@ def shares_heads(model: Any) -> bool:
     return streamed_blocks(model) is None
 
 
-def make_batches(rows: Sequence[Row], *, share: bool = True) -> Iterator[Batch]:
-    """Rows of like length, at most as many as `BATCH_TOKENS` hold; those that begin alike come together.
+def make_batches(rows: Sequence[Row], *, share: bool = True) -> Iterator[TreeBatch]:
+    """Rows of like length; those that begin alike come together.
 
     Args:
         rows: to be read.
@@ -106,22 +104,16 @@ def make_batches(rows: Sequence[Row], *, share: bool = True) -> Iterator[Batch]:
     def head(row: Row) -> tuple[int, ...]:
         return row.context[:_HEAD] if heads[row.context[:_HEAD]] >= _HEAD else ()
 
-    for _, alike in itertools.groupby(sorted(rows, key=lambda row: (head(row), row.length)), key=head):
-        batch: list[Row] = []
-        for row in alike:
-            full = (len(batch) + 1) * row.length > BATCH_TOKENS
-            uneven = len(batch) * row.length >= _BUSY and row.length > _UNEVEN * batch[0].length
-            if batch and (full or uneven):
-                yield Batch.of(batch, share)
-                batch = []
-            batch.append(row)
-        yield Batch.of(batch, share)
+    for _, group in itertools.groupby(sorted(rows, key=lambda row: (head(row), row.length)), key=head):
+        alike = list(group)
+        for batch in fill(range(len(alike)), [row.length for row in alike], even=True):
+            yield TreeBatch.of([alike[at] for at in batch], share)
 
 
 Score = tuple[int, Tensor, Tensor]
 
 
-def score_batches(model: Any, batches: Sequence[Batch], progress: Any = None) -> Iterator[list[Score]]:
+def score_batches(model: Any, batches: Sequence[TreeBatch], progress: Any = None) -> Iterator[list[Score]]:
     """Per batch, for each of its requests: its number, the log-probability (fp32) of each token, the likeliest there.
 
     All on the CPU. The caller is in inference mode, the model in eval mode.
@@ -132,7 +124,7 @@ def score_batches(model: Any, batches: Sequence[Batch], progress: Any = None) ->
 
 
 @dataclass(frozen=True)
-class Batch:
+class TreeBatch:
     """Rows side by side, for any number of models.
 
     Attributes:
@@ -158,7 +150,7 @@ class Batch:
     sizes: list[int]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], share: bool = True) -> Batch:
+    def of(cls, rows: Sequence[Row], share: bool = True) -> TreeBatch:
         """Lays rows out; `share`: with a head, where that is worth it."""
         shared = _shared(rows) if share else 0
         width = max(row.length for row in rows) - shared

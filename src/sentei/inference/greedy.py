@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from sentei.data.batches import by_length
-from sentei.inference.branches import BATCH_TOKENS
 from sentei.inference.forward import final_hidden, logits
 
 
@@ -61,7 +60,7 @@ def write(
         advance: is told how many contexts are done.
     """
     answers: list[list[int]] = [[] for _ in contexts]
-    for batch in by_length([len(context) + limit for context in contexts], BATCH_TOKENS):
+    for batch in by_length([len(context) + limit for context in contexts]):
         _write([contexts[at] for at in batch], model, limit, ends, [answers[at] for at in batch])
         advance(len(batch))
     return answers

@@ -19,12 +19,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from sentei.data.batches import BATCH_TOKENS
 from sentei.errors import InputError
 from sentei.families.streamed import StreamedBlocks, streamed_blocks
 from sentei.inference.forward import final_hidden, stage
 from sentei.memory import check_memory, held
 
-BATCH_TOKENS = 4096  # of the widest reading; perplexity, tasks and scores make none that is wider
 _LOGITS = 3 * (1 << 24) * 4  # bytes of a chunk of logits with what is made of them, see `score_targets`
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from sentei.data.batches import BATCH_TOKENS
 from sentei.errors import InputError
 from sentei.inference.forward import evaluating, score_targets, stage
 from sentei.inference.walk import Reading, hidden_states
@@ -71,7 +72,7 @@ def perplexity(
     Args:
         model: a transformers causal language model.
         windows: token ids, int64 [n, w].
-        batch: windows in one forward pass; by default as many as hold 4,096 tokens.
+        batch: windows in one forward pass; by default as many as `BATCH_TOKENS` hold.
         progress: shows a stage, counted in windows.
         name: of that stage.
 
@@ -89,7 +90,7 @@ def perplexity(
         raise InputError(
             f"token {int(windows.max())} is outside the model's vocabulary of {vocabulary}; use its own tokenizer"
         )
-    batch = batch or max(1, 4096 // window)
+    batch = batch or max(1, BATCH_TOKENS // window)
     nll: list[float] = []
     with evaluating(model), stage(progress, name, count, "windows") as advance:
         parts = windows.split(batch)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sentei.data.pairs import encode_pairs
 from sentei.data.task_rows import TaskRow
 from sentei.errors import InputError
-from sentei.inference.branches import Batch, branch_limit, make_batches, make_rows, score_batches, shares_heads
+from sentei.inference.branches import TreeBatch, branch_limit, make_batches, make_rows, score_batches, shares_heads
 from sentei.inference.forward import evaluating, stage
 from sentei.inference.greedy import Lines, write
 from sentei.metrics.answers import Metric, metric_of
@@ -69,7 +69,7 @@ class Prepared:
         # Whether an answer stops where the target does is seen after it, so a token is scored there whose value is
         # of no use: what counts is which one would be said.
         self._stops = metric.kind == "text" or metric.name == "exact_match"
-        self._layouts: dict[tuple[int, int, int, int, bool], list[Batch]] = {}
+        self._layouts: dict[tuple[int, int, int, int, bool], list[TreeBatch]] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -103,7 +103,7 @@ class Prepared:
                 return self._chosen(start, stop, np.array([scores[n][0].sum() for n in range(first, last)]))
             return self._said(model, start, [scores[n] for n in range(first, last)], progress)
 
-    def _layout(self, model: Any, first: int, last: int) -> list[Batch]:
+    def _layout(self, model: Any, first: int, last: int) -> list[TreeBatch]:
         """The batches of some requests; they depend on how much a model takes."""
         longest, branch = context_length(model), branch_limit(model)
         key = (first, last, longest, branch, shares_heads(model))

@@ -18,7 +18,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from sentei.data.batches import Batch, by_length, pad
+from sentei.data.batches import BATCH_TOKENS, Batch, by_length, pad
 from sentei.data.chat import Sample
 from sentei.errors import InputError
 from sentei.families.streamed import streamed_blocks
@@ -51,7 +51,7 @@ def score(
     alone: bool = False,
     strangers: Mapping[int, int] | None = None,
     vocab: int | None = None,
-    tokens: int = 4096,
+    tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Scores:
     """Scores every sample with a response, once by each model; shards that are in `directory` are not done again.
