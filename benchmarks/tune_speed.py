@@ -26,7 +26,7 @@ from sentei.recover.attention import short_attention
 from sentei.recover.tune.adapters import ADAPTERS, Context
 from sentei.recover.tune.adapters.base import linears, trainable
 from sentei.recover.tune.impact import measure_impact
-from sentei.recover.tune.loss import response_loss
+from sentei.recover.tune.loss import SFT
 
 RANK, ROUNDS = 8, 5
 
@@ -69,10 +69,10 @@ def ours(batch: Batch, adapter: str) -> Callable[[], float]:
     budget = RANK * sum(m.in_features + m.out_features for m in linears(net).values())
 
     def impact() -> Any:
-        return measure_impact(net, [batch], lambda m, b: response_loss(m, b), list(linears(net)))
+        return measure_impact(net, [batch], SFT, list(linears(net)))
 
     wrapped = ADAPTERS[adapter].wrap(net, budget, Context(impact))
-    step = stepper(wrapped, lambda: response_loss(net, batch))
+    step = stepper(wrapped, lambda: SFT(net, batch))
 
     def short() -> float:
         with short_attention(net):

@@ -124,7 +124,7 @@ def test_a_killed_tune_goes_on_when_it_is_called_again(
 def test_a_divergence_is_told_by_the_exit_code(
     sentei: Sentei, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train.Trainer, "_train", lambda self, batch: self._diverged("the loss is not a number"))
+    monkeypatch.setattr(train.Trainer, "_train", lambda self, batch: self.guard._diverged("the loss is not a number"))
     result = tune(sentei, files, files / "pool.jsonl", tmp_path / "out")
     refused(result, "training diverged", "lower --learning-rate", code=3)
     assert load(tmp_path / "out").model is not None, "the model before it is kept"

@@ -39,7 +39,10 @@ def tune_command(
     ] = "1%",
     teacher: Annotated[str | None, typer.Option(help="The dense model, for distillation.", metavar="MODEL")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="sft, kd or both; default: both where there is a teacher or a selection.")
+        str | None,
+        typer.Option(
+            help="sft, kd, both, kl, …; default: both where there is a teacher or a selection.", metavar="NAME"
+        ),
     ] = None,
     criterion: Annotated[
         str, typer.Option(help="By which lora+sparse and shira-gradient choose: gradient, fisher, snip.")
@@ -90,6 +93,7 @@ def tune_command(
     from sentei.progress import TerminalProgress
     from sentei.prove.evaluate import read_texts_named
     from sentei.recover.tune.data import read_source
+    from sentei.recover.tune.loss import LOSSES
     from sentei.recover.tune.tune import check_names, tune
 
     check_names(adapter=adapter, loss=loss, criterion=criterion, mask=mask)
@@ -98,7 +102,7 @@ def tune_command(
     small = load(model, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     check_space(out, sum(p.numel() for p in small.model.parameters()) * small.model.dtype.itemsize, "tune")
     large = None
-    if teacher is not None and loss != "sft":
+    if teacher is not None and (loss is None or LOSSES[loss].teacher):
         large = load(teacher, dtype=dtype.value, device=device, trust_remote_code=trust_remote_code)
     key = [settings, small.digest, large.digest if large else None, fingerprint(data), others, str(small.model.dtype)]
     with work_dir(out, key) as work:

@@ -1,17 +1,72 @@
-"""The teacher's likeliest tokens, kept by a scoring pass and read back for distillation."""
+"""What a teacher says: its likeliest tokens, kept by a scoring pass and read back, or all of it, asked in the loop."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from sentei.data.batches import Batch
 from sentei.errors import InputError
+from sentei.inference.forward import evaluating, final_hidden
+from sentei.models.load import Loaded
+from sentei.recover.select.pair import same_tokens
 from sentei.recover.select.scores import open_shards
-from sentei.recover.tune.loss import Soft
+from sentei.recover.tune.loss import Soft, Taught, Whole
+
+
+class Says(Protocol):
+    """A teacher of a loss."""
+
+    def says(self, batch: Batch) -> Taught:
+        """What it says at the targets of a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Present:
+    """The dense model itself, which reads every batch."""
+
+    model: Any
+
+    @classmethod
+    def of(cls, teacher: Loaded, student: Loaded) -> Present:
+        """The teacher of a student.
+
+        Raises:
+            InputError: they do not predict the same tokens.
+        """
+        same_tokens(student, teacher)
+        sizes = [len(loaded.model.get_output_embeddings().weight) for loaded in (teacher, student)]
+        if len({*sizes}) > 1:
+            raise InputError(
+                f"{teacher.name} predicts {sizes[0]:,} tokens and {student.name} {sizes[1]:,}, so that their whole "
+                "distributions cannot be compared; the teacher must be the dense model"
+            )
+        return cls(teacher.model)
+
+    def says(self, batch: Batch) -> Whole:
+        """Its hidden states at the targets."""
+        with evaluating(self.model):
+            hidden, _ = final_hidden(self.model, batch.ids.to(self.model.device))
+            found = hidden[batch.sources.to(hidden.device)]
+        return Whole(self.model, found.clone())  # outside of inference mode, so that it may meet gradients
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a scoring pass kept of a teacher; `rows` says which of the scored rows a sample is."""
+
+    teacher: Teacher
+    rows: Mapping[int, int]
+
+    def says(self, batch: Batch) -> Soft:
+        """Its likeliest tokens at the targets."""
+        return self.teacher.soft(batch, [self.rows[row] for row in batch.rows])
 
 
 class Teacher:

@@ -14,9 +14,9 @@ from recover.recovering import random_samples, small_model
 from sentei.data.batches import pad
 from sentei.errors import InputError
 from sentei.inference.forward import evaluating
-from sentei.recover.tune import train
-from sentei.recover.tune.loss import response_loss
-from sentei.recover.tune.train import Trainer
+from sentei.recover.tune import checkpoint, train
+from sentei.recover.tune.loss import SFT
+from sentei.recover.tune.train import Trainer, cosine
 
 SAMPLES = random_samples([10, 8, 6, 12, 9, 7, 11, 5], seed=5)
 BATCHES = [(sum(len(SAMPLES[i].ids) for i in rows), rows) for rows in ([0, 1], [2, 3], [4, 5], [6, 7])]
@@ -34,13 +34,11 @@ def trainer(
 ) -> Trainer:
     def evaluate() -> float:
         with evaluating(net):
-            return float(response_loss(net, pad(SAMPLES, [0, 3, 5])))
+            return float(SFT(net, pad(SAMPLES, [0, 3, 5])))
 
     batches = [(size, lambda rows=rows: pad(SAMPLES, rows)) for size, rows in (BATCHES * steps)[:steps]]
     usual = {"learning_rate": 1e-3, "evaluations": 4, "patience": None, "directory": directory}
-    return Trainer(
-        net, loss or (lambda batch: response_loss(net, batch)), batches, held or evaluate, **{**usual, **options}
-    )
+    return Trainer(net, loss or (lambda batch: SFT(net, batch)), batches, held or evaluate, **{**usual, **options})
 
 
 def state(net: Any) -> dict[str, Tensor]:
@@ -81,7 +79,7 @@ def test_one_step_is_adamw_with_a_clipped_gradient() -> None:
     trainer(net, steps=1, held=iter([2.0, 1.0]).__next__).run()
     params = [p for p in twin.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=1e-3, betas=train.BETAS, weight_decay=0.0)
-    response_loss(twin, pad(SAMPLES, [0, 1])).backward()
+    SFT(twin, pad(SAMPLES, [0, 1])).backward()
     nn.utils.clip_grad_norm_(params, 1.0)
     optimizer.step()
     for (name, a), b in zip(net.named_parameters(), twin.parameters(), strict=True):
@@ -89,10 +87,7 @@ def test_one_step_is_adamw_with_a_clipped_gradient() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    made = trainer(model(), steps=40)
-    rates = []
-    for made.step in range(40):
-        rates.append(made._rate())
+    rates = [cosine(step, 40) for step in range(40)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0] and rates[4] == 1.0
     assert all(a > b for a, b in itertools.pairwise(rates[4:])) and 0 < rates[-1] < 0.01
 
@@ -111,7 +106,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path: Path, dtype: torch.
         steps[0] += 1
         if steps[0] > killed_at:
             raise KeyboardInterrupt
-        return response_loss(net, batch)
+        return SFT(net, batch)
 
     with pytest.raises(KeyboardInterrupt):
         trainer(net, tmp_path / "killed", loss=dying).run()
@@ -129,7 +124,7 @@ def test_a_kill_between_the_two_files_of_a_checkpoint(tmp_path: Path, monkeypatc
     whole = model()
     trainer(whole).run()
     net = model()
-    real, calls = train.write_json, []
+    real, calls = checkpoint.write_json, []
 
     def dying(*args: Any) -> None:
         calls.append(1)
@@ -138,7 +133,7 @@ def test_a_kill_between_the_two_files_of_a_checkpoint(tmp_path: Path, monkeypatc
         real(*args)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "write_json", dying)
+        patch.setattr(checkpoint, "write_json", dying)
         trainer(net, tmp_path).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "state.json",
@@ -170,7 +165,7 @@ def test_indices_of_an_adapter_come_back_with_its_values(tmp_path: Path) -> None
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = train.save_file
+    real = checkpoint.save_file
 
     def full(tensors: Any, path: Path) -> None:
         if "step-6" in str(path):
@@ -179,7 +174,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
         real(tensors, path)
 
     with monkeypatch.context() as patch, pytest.raises(InputError, match=r"cannot write .*step-6.*No space left"):
-        patch.setattr(train, "save_file", full)
+        patch.setattr(checkpoint, "save_file", full)
         trainer(model(), tmp_path).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json", "step-3.safetensors"]
     whole, again = model(), model()
@@ -194,7 +189,7 @@ def test_what_is_no_number_is_not_stepped_on(where: str) -> None:
 
     def broken(batch: Any) -> Tensor:
         steps[0] += 1
-        value = response_loss(net, batch)
+        value = SFT(net, batch)
         if steps[0] < 8:
             return value
         if where == "loss":
@@ -219,7 +214,7 @@ def test_a_rising_loss_is_a_divergence() -> None:
 
     def rising(batch: Any) -> Tensor:
         steps[0] += 1
-        return response_loss(net, batch) * 0 + steps[0] * 0.2
+        return SFT(net, batch) * 0 + steps[0] * 0.2
 
     before = state(net)
     history = trainer(net, loss=rising, steps=80, held=iter([1.0, 2.6]).__next__).run()
@@ -233,7 +228,7 @@ def test_a_rise_that_the_held_out_rows_do_not_share_is_none() -> None:
 
     def sorted_by_length(batch: Any) -> Tensor:
         steps[0] += 1
-        return response_loss(net, batch) * 0 + (1.0 if steps[0] <= 20 else 5.0)
+        return SFT(net, batch) * 0 + (1.0 if steps[0] <= 20 else 5.0)
 
     def held() -> float:
         looks.append(steps[0])
@@ -253,7 +248,7 @@ def test_rows_sorted_by_length_diverge_only_where_the_model_does(rate: float) ->
     trainer(net, steps=40, learning_rate=3e-3).run()
 
     def loss(batch: Any) -> Tensor:
-        return response_loss(net, batch) + (4.0 if batch.ids.shape[1] < 10 else 0.0)
+        return SFT(net, batch) + (4.0 if batch.ids.shape[1] < 10 else 0.0)
 
     made = trainer(net, loss=loss, learning_rate=rate, evaluations=2)
     rows = sorted(range(len(SAMPLES)), key=lambda row: -len(SAMPLES[row].ids))

@@ -70,7 +70,7 @@ def spoken(dense: Loaded, rows: int = 60) -> list[dict[str, Any]]:
     return [{"prompt": " ".join(t.split()[:3]), "completion": " ".join(t.split()[3:])} for t in texts]
 
 
-@pytest.mark.parametrize(("loss", "share"), [("kd", 0.85), ("both", 0.92)])
+@pytest.mark.parametrize(("loss", "share"), [("kd", 0.85), ("both", 0.92), ("kl", 0.85), ("kl-all", 0.85)])
 def test_distillation_brings_the_model_nearer_to_its_teacher(
     dense: Loaded, tmp_path: Path, loss: str, share: float
 ) -> None:

@@ -1,18 +1,21 @@
-"""The checkpoint of a training, read: state.json and the safetensors file that it names."""
+"""The checkpoint of a training: state.json and the safetensors file that it names, whose rename makes it valid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from sentei.errors import InputError
+from sentei.files import atomic_file, write_json
+from sentei.recover.tune.guard import History
 from sentei.schema import EXACT, Count, Number, read
 
 
@@ -29,18 +32,39 @@ class State(TypedDict):
     note: str
 
 
-def read_checkpoint(directory: Path, expected: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
-    """State and tensors.
+def write_checkpoint(directory: Path, step: int, history: History, tensors: Mapping[str, Tensor]) -> None:
+    """The tensors, then the JSON that names their file; older files go.
 
     Args:
-        directory: where `Trainer` writes it.
+        directory: made where it is missing.
+        step: steps done.
+        history: so far.
+        tensors: all that the next step is a function of.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = f"step-{step}.safetensors"
+    with atomic_file(directory / file) as scratch:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, scratch)
+    write_json(directory / "state.json", {"step": step, "file": file, **asdict(history)})
+    for old in directory.glob("step-*.safetensors"):
+        if old.name != file:
+            old.unlink()
+
+
+def read_checkpoint(directory: Path, expected: Mapping[str, Tensor]) -> tuple[int, History, dict[str, Tensor]] | None:
+    """Steps done, history and tensors; None where there is no checkpoint.
+
+    Args:
+        directory: where `write_checkpoint` put it.
         expected: what has to be there, with its shape.
 
     Raises:
         InputError: it is damaged, or of another training.
     """
+    if not (directory / "state.json").exists():
+        return None
     mend = f"remove {directory}, and the training begins anew"
-    state = read(directory / "state.json", State, mend)
+    state: Any = read(directory / "state.json", State, mend)
     if "heldout" not in state["curve"][0]:
         raise InputError(f"{directory / 'state.json'}: curve: there is no 'heldout'; {mend}")
     file = directory / Path(state["file"]).name
@@ -52,4 +76,5 @@ def read_checkpoint(directory: Path, expected: Mapping[str, Tensor]) -> tuple[An
         got = tuple(tensors[name].shape) if name in tensors else "nothing"
         if got != tuple(wanted.shape):
             raise InputError(f"{file}: {name}: expected shape {tuple(wanted.shape)}, got {got}; {mend}")
-    return state, tensors
+    history = History(state["curve"], state["losses"], state["stopped"], state["note"])
+    return state["step"], history, tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import read_rows
 from sentei.data.tokens import check_ids
 from sentei.errors import InputError
+from sentei.inference.forward import evaluating
 from sentei.models.identity import difference, hash_tokenizer
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.recover.select.damage import score
-from sentei.recover.select.pair import shared_tokens
+from sentei.recover.select.pair import same_tokens, shared_tokens
 from sentei.recover.select.selection import SCORES, Selection
-from sentei.recover.teacher import Teacher
-from sentei.recover.tune.loss import response_loss
+from sentei.recover.teacher import Kept, Present, Says, Teacher
+from sentei.recover.tune.loss import Loss, Taught
 
 Source = Selection | Pool | TaskFile
 HELDOUT = 64  # rows, or a tenth of the data where that is less
@@ -40,20 +41,39 @@ class TrainingData:
     samples: list[Sample]
     train: list[int]
     heldout: list[int]
-    teacher: Teacher | None = None
-    known: dict[int, int] = field(default_factory=dict)  # sample -> row of the teacher
+    teacher: Says | None = None
 
-    def loss(self, kind: str) -> Callable[[Any, Batch], Any]:
+    def loss(self, kind: Loss) -> Callable[[Any, Batch], Any]:
         """The loss of a batch of these samples, for any model."""
 
         def of(model: Any, batch: Batch) -> Any:
-            soft = None
             batch = batch.to(next(model.parameters()).device)
-            if kind != "sft" and self.teacher is not None:
-                soft = self.teacher.soft(batch, [self.known[row] for row in batch.rows])
-            return response_loss(model, batch, soft=soft, kind=kind)
+            return kind(model, batch, self._taught(kind, batch))
 
         return of
+
+    def heldout_loss(self, kind: Loss, tokens: int) -> Callable[[Any], float]:
+        """The mean loss of the held-out samples, for any model; the teacher is asked once.
+
+        Args:
+            kind: of loss.
+            tokens: of a batch.
+        """
+        known: list[tuple[Batch, Taught | None]] = []
+
+        def of(model: Any) -> float:
+            device = next(model.parameters()).device
+            if not known:
+                batches = [batch.to(device) for batch in self.heldout_batches(tokens)]
+                known.extend((batch, self._taught(kind, batch)) for batch in batches)
+            with evaluating(model):
+                sums = [(float(kind(model, batch, taught)), len(batch.targets)) for batch, taught in known]
+            return sum(value * size for value, size in sums) / sum(size for _, size in sums)
+
+        return of
+
+    def _taught(self, kind: Loss, batch: Batch) -> Taught | None:
+        return self.teacher.says(batch) if kind.teacher and self.teacher is not None else None
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """Samples side by side."""
@@ -95,13 +115,14 @@ def read_data(
     seed: int,
     progress: Progress,
     teacher: Loaded | None,
-    taught: bool,
+    loss: Loss | None,
     *,
     strict: bool = False,
 ) -> TrainingData:
     """The samples that can be learnt from; held-out rows are drawn from them.
 
-    `taught`: whether a teacher may be needed. That of a selection is taken, unless `teacher` is another model.
+    `loss`: None: not known yet. Where it needs what a scoring keeps of a teacher, that of a selection is taken, unless
+    `teacher` is another model.
     `strict`: whether a row that the chat template refuses is refused.
     """
     rows: Sequence[PoolRow] = ()
@@ -122,6 +143,8 @@ def read_data(
     said += remarks(samples, rows, length)
     for line in said:
         progress.say(f"  {line}")
+    if loss is not None and loss.positions == "all":
+        samples = [replace(sample, response=np.arange(len(sample.ids)) > 0) for sample in samples]
     groups: dict[int, list[int]] = {}  # the answers of one row stay together, or held-out rows would be known
     for i, sample in enumerate(samples):
         if sample.response[1:].any():
@@ -133,7 +156,8 @@ def read_data(
     aside = max(1, min(HELDOUT, max(len(groups) // 10, min(LEAST, len(groups) // 4))))
     train, heldout = (sorted(i for row in some for i in groups[row]) for some in (order[aside:], order[:aside]))
     found = TrainingData(samples, train, heldout)
-    if taught and isinstance(data, Selection) and data.about["scoring"]["top"]:
+    asked = loss is None or loss.teacher == "likeliest"
+    if asked and isinstance(data, Selection) and data.about["scoring"]["top"]:
         scoring = data.about["scoring"]
         if teacher is not None and difference(teacher, scoring["dense"]):
             progress.say(f"  {teacher.name} is not the dense model of the selection: its own predictions are made")
@@ -143,9 +167,8 @@ def read_data(
                 f"{data.directory} was scored with another tokenizer or chat template than that of the model, so its "
                 "teacher says nothing here; use --loss sft, or select again with this model"
             )
-        found.teacher = Teacher(data.directory / SCORES)
         read = [piece for row in data.chosen for piece in np.flatnonzero(scored.owners == row).tolist()]
-        found.known = dict(enumerate(read))
+        found.teacher = Kept(Teacher(data.directory / SCORES), dict(enumerate(read)))
     return found
 
 
@@ -175,26 +198,30 @@ def plan_steps(data: TrainingData, tokens: int, batch_tokens: int, seed: int) ->
 
 def teach(
     data: TrainingData,
+    loss: Loss,
     steps: Sequence[Sequence[int]],
     teacher: Loaded | None,
     model: Loaded,
     directory: Path,
     progress: Progress,
 ) -> None:
-    """Lets the teacher read what will be trained on, unless a selection holds what it said."""
-    if data.teacher is not None:
+    """Gives the data the teacher that a loss needs; of one that only its likeliest tokens are wanted of reads now.
+
+    Raises:
+        InputError: there is none, or it does not predict the same tokens.
+    """
+    if loss.teacher is None or data.teacher is not None:
         return
     if teacher is None:
         raise InputError("distillation needs a teacher: give the dense model with --teacher, or use --loss sft")
-    if teacher.tokenizer is not None and teacher.tokenizer.get_vocab() != model.tokenizer.get_vocab():
-        raise InputError(
-            f"{teacher.name} and {model.name} have different tokenizers; the teacher must be the dense model"
-        )
+    same_tokens(model, teacher)
     read = sorted({row for rows in steps for row in rows} | set(data.heldout))
     vocab = shared_tokens(teacher.model, model.model)
     check_ids(model.tokenizer, (data.samples[row].ids.tolist() for row in read), vocab)
+    if loss.teacher == "model":
+        data.teacher = Present.of(teacher, model)
+        return
     progress.say(f"  the teacher reads {len(read):,} rows")
     samples = [data.samples[row] for row in read]
     score(teacher.model, None, samples, directory / "teacher", vocab=vocab, progress=progress)
-    data.teacher = Teacher(directory / "teacher")
-    data.known = {row: at for at, row in enumerate(read)}
+    data.teacher = Kept(Teacher(directory / "teacher"), {row: at for at, row in enumerate(read)})

@@ -9,7 +9,7 @@ from typing import Any
 
 from sentei.files import write_json
 from sentei.outputs import atomic_dir
-from sentei.recover.tune.train import History
+from sentei.recover.tune.guard import History
 from sentei.scratch import temporary_dir
 
 FEW = 5  # held-out rows below which nothing is said about a gain

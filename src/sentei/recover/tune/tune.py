@@ -17,7 +17,6 @@ from sentei.data.pools import Pool
 from sentei.data.task_file import TaskFile
 from sentei.data.text import token_windows
 from sentei.errors import InputError, unknown
-from sentei.inference.forward import evaluating
 from sentei.metrics.perplexity import perplexity
 from sentei.models.identity import made_with
 from sentei.models.load import Loaded, context_length
@@ -74,7 +73,7 @@ def tune(
         budget_params: trainable parameters: "1%" of the block params, a share (0.01), or a number (500000).
         tokens: read so many, prompts included, in as many epochs as that takes.
         teacher: the dense model. A selection has its dense model's tokens already and needs none.
-        loss: "sft", "kd" or "both"; default: "both" where there is a teacher or a selection, else "sft".
+        loss: a name in `LOSSES`; default: "both" where there is a teacher or a selection, else "sft".
         criterion: by which "lora+sparse" and "shira-gradient" choose what is trained: a name in `CRITERIA`.
         mask: "static", or "grow": the sparse entries move while training; see `sentei.recover.tune.regrow`.
         learning_rate: the highest; default: that of the adapter.
@@ -114,16 +113,14 @@ def tune(
             min(length, context_length(model.model)),
             seed,
             progress,
-            None if loss == "sft" else teacher,
-            loss != "sft",
+            teacher,
+            None if loss is None else LOSSES[loss],
             strict=strict,
         )
-        kind = loss or ("both" if teacher is not None or found.teacher is not None else "sft")
+        kind = LOSSES[loss or ("both" if teacher is not None or found.teacher is not None else "sft")]
         steps = plan_steps(found, tokens, batch_tokens, seed)
-        if kind != "sft":
-            teach(found, steps, teacher, model, directory, progress)
-        heldout = found.heldout_batches(batch_tokens)
-        each = found.loss(kind)
+        teach(found, kind, steps, teacher, model, directory, progress)
+        each, heldout = found.loss(kind), found.heldout_loss(kind, batch_tokens)
 
         def impact() -> Any:
             from sentei.recover.tune.impact import measure_impact
@@ -144,12 +141,6 @@ def tune(
 
         adapted = chosen.wrap(model.model, budget, Context(impact, seed, criterion))
         plain: Any = adapted.get_base_model() if isinstance(adapted, PeftModel) else adapted
-
-        def evaluate() -> float:
-            with evaluating(plain):
-                sums = [(float(each(plain, batch)), len(batch.targets)) for batch in heldout]
-            return sum(value * size for value, size in sums) / sum(size for _, size in sums)
-
         windows = _windows(other_text, model, length) if other_text else None
         look = found.size(found.heldout) + (0 if windows is None else windows.numel())
         looks = min(evaluations, max(LOOKS, sum(found.size(rows) for rows in steps) // look))
@@ -165,7 +156,7 @@ def tune(
             adapted,
             lambda batch: each(plain, batch),
             [(found.size(rows), functools.partial(found.batch, rows)) for rows in steps],
-            evaluate,
+            lambda: heldout(plain),
             learning_rate=rate,
             watch=watch,
             evaluations=looks,
@@ -188,7 +179,7 @@ def tune(
         "criterion": criterion,
         "mask": mask,
         "moved_entries": regrow.moved() if regrow else 0,
-        "loss": kind,
+        "loss": kind.name,
         "learning_rate": rate,
         "seed": seed,
         "rows": len(found.train),
