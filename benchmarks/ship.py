@@ -11,6 +11,7 @@ calibration. Quality is the perplexity of 8 windows of 512 tokens of the test te
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sentei.prune.planning import plan
 from sentei.ship.bench import bench
 from sentei.ship.engines import ENGINES
 from sentei.ship.export import export
-from sentei.ship.parity import opened, parity
+from sentei.ship.parity import parity
 
 CACHE = Path(__file__).parents[1] / "runs" / "ship"
 CALIBRATION = 32_768
@@ -68,7 +69,7 @@ def quality() -> None:
             def work(sparsity: float = sparsity, dtype: str = dtype) -> dict[str, Any]:
                 file = exported(sparsity, "gguf", dtype)
                 losses = []
-                with opened(ENGINES["llama.cpp"], file) as session:
+                with contextlib.closing(ENGINES["llama.cpp"].open(file)) as session:
                     for ids in text:
                         found = session.log_probs(ids)
                         losses.append(-float(np.mean(found[np.arange(len(ids) - 1), ids[1:]])))

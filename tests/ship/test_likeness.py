@@ -12,10 +12,11 @@ import torch
 
 from sentei.files import read_json, write_json
 from sentei.models.load import Loaded, as_loaded
+from sentei.ship.compared import Parity
 from sentei.ship.export import export
 from sentei.ship.facts import facts_path
 from sentei.ship.likeness import Apart, Likeness
-from sentei.ship.parity import Parity, parity
+from sentei.ship.parity import parity
 from sentei.ship.rounding import _blocks, _q8_0, _rows, disturbed, rounded
 from ship.byte_level import cut_model, whole_model
 from tiny import tiny_model

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from sentei.errors import InputError, QualityError
 from sentei.ship import parity as parity_module
-from sentei.ship.engines import Timing
+from sentei.ship.compared import Compared
+from sentei.ship.engines import Timing, engine_for
 from sentei.ship.engines.transformers import ENGINE, own_code
 from sentei.ship.export import export, listing, load_for, record
 from sentei.ship.facts import facts_path, read_facts
-from sentei.ship.parity import Compared, engine_for, parity, reference_rows, text_windows
+from sentei.ship.parity import parity, reference_rows, text_windows
 from ship.shipping import TEXTS, loaded, randomly_cut
 from tiny import tiny_model, tiny_tokenizer
 

@@ -45,7 +45,7 @@ class Route:
     Attributes:
         name: as in `sentei export --to`.
         line: what it writes, in a few words.
-        engines: what reads it, the one that parity tries first in front. Names of `sentei.ship.parity.ENGINES`, or of
+        engines: what reads it, the one that parity tries first in front. Names of `sentei.ship.engines.ENGINES`, or of
             engines that we cannot run (vllm, sglang, trtllm, ollama).
         ready: raises an InputError where what it writes with is not installed.
         refuse: why this model cannot go there and what can be done instead, in one sentence; None where it can.

@@ -16,9 +16,8 @@ import numpy as np
 
 from sentei.errors import InputError, SenteiError
 from sentei.progress import Progress, shown
-from sentei.ship.engines import ENGINES, Timing
+from sentei.ship.engines import ENGINES, Timing, engine_for
 from sentei.ship.facts import read_facts
-from sentei.ship.parity import engine_for
 
 ROUNDS = 5  # that count
 _WORDS = 256  # ids that every vocabulary has; which ones they are does not change the time

@@ -15,13 +15,14 @@ from sentei.outputs import atomic_dir, atomic_output, check_output, claimed, rep
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.base import Options, Route, worst_delta
+from sentei.ship.compared import COMPUTED
 from sentei.ship.engines import ENGINES
 from sentei.ship.facts import facts_path, read_facts
-from sentei.ship.parity import COMPUTED, parity
+from sentei.ship.parity import parity
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
-    from sentei.ship.parity import Parity
+    from sentei.ship.compared import Parity
 
 _LOAD = {"F32": "float32", "F16": "float32", "BF16": "bfloat16"}  # what is quantised further is loaded as declared
 _EXACT = {("float32", "F32"), ("bfloat16", "F32"), ("float16", "F32"), ("bfloat16", "BF16"), ("float16", "F16")}

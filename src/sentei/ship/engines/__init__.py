@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sentei.errors import InputError, unknown
 from sentei.registry import Registry
+from sentei.ship import ROUTES
 
 LogProbs = NDArray[np.float32]
 
@@ -82,3 +84,24 @@ ENGINES: Registry[Engine] = Registry(
         "openvino": "sentei.ship.engines.openvino:ENGINE",
     },
 )
+
+
+def engine_for(facts: dict[str, Any], name: str | None = None) -> Engine:
+    """The engine that reads an export: the named one, else the first that is installed.
+
+    Raises:
+        InputError: unknown, not one that reads this export, or not installed (with the command that installs it).
+    """
+    reads = [e for e in ROUTES[facts["route"]].engines if e in ENGINES and e not in facts["unreachable"]]
+    if name is not None and name not in reads:
+        raise unknown("engine for this export", name, reads)
+    engines = [ENGINES[e] for e in ([name] if name else reads)]
+    if not engines:
+        reasons = "; ".join(f"{e} {why}" for e, why in facts["unreachable"].items())
+        raise InputError(f"no engine that runs here reads this {facts['route']} export: {reasons or 'none is known'}")
+    found = next((engine for engine in engines if engine.installed()), None)
+    if found is None:
+        raise InputError(
+            f"{engines[0].name} is not installed, and it reads this export: pip install {engines[0].package}"
+        )
+    return found
