@@ -231,6 +231,16 @@ def read_utf8(path: Path) -> str:
         raise InputError(f"{str(path)!a:.200} is no name of a file: {error}") from error
 
 
+def finite(value: float) -> float | None:
+    """A figure for JSON, which has no infinity: None where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def finite_pair(pair: tuple[float, float]) -> list[float] | None:
+    """An interval for JSON: None where an end of it is not finite."""
+    return list(pair) if all(map(math.isfinite, pair)) else None
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with open(path, "rb") as file:

@@ -20,7 +20,7 @@ def naive(model: Any, windows: torch.Tensor) -> list[float]:
 
 @pytest.mark.parametrize("variant", ["llama", "llama-tied", "mistral-window", "qwen2", "qwen3"])
 def test_it_equals_the_loss_of_transformers(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "_CHUNK", 128 * 7)  # seven rows of logits at a time
+    monkeypatch.setattr(forward, "CHUNK", 128 * 7)  # seven rows of logits at a time
     model = tiny_model(variant)
     windows = torch.randint(128, (5, 12), generator=torch.Generator().manual_seed(1))
     result = perplexity(model, windows, batch=2)

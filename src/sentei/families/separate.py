@@ -37,14 +37,14 @@ def separate(model: PreTrainedModel) -> PreTrainedModel:
     family = family_of(model.config)
     if is_plain(family) or model.config.model_type != family.name or is_separate(family, model):
         return model
-    new = _twin(model)
+    new = twin(model)
     *path, last = family.blocks_at.split(".")
     holder: nn.Module = new
     for name in path:
-        child = _twin(holder.get_submodule(name))
+        child = twin(holder.get_submodule(name))
         setattr(holder, name, child)
         holder = child
-    blocks = nn.ModuleList(_twin(block) for block in family.blocks(model))
+    blocks = nn.ModuleList(twin(block) for block in family.blocks(model))
     setattr(holder, last, blocks)
     shape = family.shape(model.config)
     for index, block in enumerate(blocks):
@@ -129,16 +129,16 @@ def is_separate(family: Family, model: nn.Module) -> bool:
     return all(isinstance(block.get_submodule(path), FusedLinear) for path, _ in _fused(family))
 
 
-def _twin(module: Module) -> Module:
-    """The same module with its own set of children, which are shared."""
+def twin(module: Module) -> Module:
+    """The same module with its own set of children, which are shared; of fused linears their own sets too."""
     new = copy.copy(module)
-    new._modules = dict(module._modules)
+    new._modules = {name: twin(m) if isinstance(m, FusedLinear) else m for name, m in module._modules.items()}
     return new
 
 
 def _take_apart(family: Family, block: nn.Module, part: str, state: State, head_dim: int) -> None:
     layout = family.layout(part)
-    module = _twin(block.get_submodule(layout.path))
+    module = twin(block.get_submodule(layout.path))
     setattr(block, layout.path, module)
     trained = any(p.requires_grad for p in module.parameters())
 

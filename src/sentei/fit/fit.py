@@ -18,9 +18,9 @@ from typing import Any
 
 from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError, unknown
-from sentei.files import write_json
+from sentei.files import finite, write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
-from sentei.fit.healing import confirmed_dense, finite, made
+from sentei.fit.healing import confirmed_dense, made
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.fit.workers import coding_for, evaluator
 from sentei.models.identity import made_with
@@ -227,8 +227,8 @@ def _confirm(
     _, candidate, outcome = best
     verdict |= {
         "searched": setup.goal.value(candidate.outcome),
-        "confirmed": finite(goal.value(outcome))[0],
-        "interval": finite(*goal.interval(outcome)),
+        "confirmed": finite(goal.value(outcome)),
+        "interval": [finite(end) for end in goal.interval(outcome)],
         "removed": candidate.plan.predicted["removed"],
         "rows_needed": goal.rows_needed(outcome),
     }
@@ -254,8 +254,8 @@ def _test(setup: Setup, model: Any) -> dict[str, Any]:
     outcome = rows.score(model)
     return {
         "dense": goal.value(goal.dense),
-        "pruned": finite(goal.value(outcome))[0],
-        "interval": finite(*goal.interval(outcome)),
+        "pruned": finite(goal.value(outcome)),
+        "interval": [finite(end) for end in goal.interval(outcome)],
         "rows": len(rows),
         "met": goal.met(outcome),
     }

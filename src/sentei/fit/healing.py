@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import TYPE_CHECKING, Any
 
 from sentei.data.task_file import TaskFile
+from sentei.files import finite
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.recover.tune.adapters.files import merge
@@ -39,9 +39,9 @@ def figures_of(setup: Setup, model: Any) -> dict[str, Any]:
     """The metric of a model on the search rows, and how it differs from the dense model's."""
     outcome = setup.prepared["search"].score(model)
     return {
-        "value": finite(setup.goal.value(outcome))[0],
-        "change": finite(setup.goal.change(outcome))[0],
-        "interval": finite(*setup.goal.interval(outcome)),
+        "value": finite(setup.goal.value(outcome)),
+        "change": finite(setup.goal.change(outcome)),
+        "interval": [finite(end) for end in setup.goal.interval(outcome)],
     }
 
 
@@ -52,7 +52,7 @@ def confirmed_dense(setup: Setup, progress: Progress) -> dict[str, float | None]
         rows = setup.prepared[name]
         with progress.stage(f"dense, trained alike: {name}", total=len(rows), unit="rows"):
             outcome = rows.score(model)
-        found[name] = finite(Goal(outcome, setup.goal.tolerance, setup.goal.metric).value(outcome))[0]
+        found[name] = finite(Goal(outcome, setup.goal.tolerance, setup.goal.metric).value(outcome))
     return found
 
 
@@ -61,8 +61,3 @@ def made(setup: Setup) -> dict[str, Any]:
     settings = setup.settings
     healing = {"tokens": settings.heal, **HEALING} if settings.heal else None
     return {"calibration_tokens": setup.windows.ids.numel(), "length": settings.length, "healing": healing}
-
-
-def finite(*values: float) -> list[float | None]:
-    """Figures for JSON, which has no infinity: None for what is not finite."""
-    return [value if math.isfinite(value) else None for value in values]

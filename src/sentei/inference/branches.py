@@ -22,13 +22,12 @@ from sentei.data.batches import fill
 from sentei.data.pairs import shorten
 from sentei.families import FAMILIES
 from sentei.families.streamed import streamed_blocks
-from sentei.inference.forward import final_hidden, logits
+from sentei.inference.forward import final_hidden, score_targets
 from sentei.inference.tree import Tree
 from sentei.inference.walk import Reading, hidden_states
 
 _WORTH_SHARING = 128  # tokens that sharing the contexts' beginning must save to be worth one more pass
 _HEAD = 16  # contexts with so many first tokens in common, when they are so many, are batched together
-_LOGITS = 1 << 24  # elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary
 
 Request = tuple[Sequence[int], Sequence[int]]  # tokens of a context, and of a continuation of it
 
@@ -193,7 +192,7 @@ class TreeBatch:
     def scores(self, model: Any, hidden: Tensor) -> list[Score]:
         """See `score_batches`; `hidden` are the last hidden states [B, T, D]."""
         chosen = hidden.flatten(0, 1)[self.picks.to(model.device)]
-        scores, best = _predict(model, chosen, self.owners.to(model.device), self.targets.to(model.device))
+        scores, best = score_targets(model, chosen, self.targets.to(model.device), self.owners.to(model.device))
         return list(zip(self.numbers, scores.cpu().split(self.sizes), best.cpu().split(self.sizes), strict=True))
 
     def _read_head(self, model: Any) -> Any:
@@ -225,17 +224,3 @@ def _shared(rows: Sequence[Row]) -> int:
     columns = zip(*(row.context[:longest] for row in rows), strict=True)
     shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
     return shared if shared * (len(rows) - 1) >= _WORTH_SHARING else 0
-
-
-def _predict(model: Any, hidden: Tensor, owners: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability (fp32) of each target [N] after hidden states [P, D] at `owners` [N], and the likeliest token."""
-    size = max(1, _LOGITS // model.get_output_embeddings().weight.shape[0])
-    scores = torch.empty(len(targets), device=hidden.device)
-    best = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
-    for start in range(0, len(hidden), size):
-        table = logits(model, hidden[start : start + size])
-        best[start : start + size] = table.argmax(1)
-        mine = torch.nonzero((owners >= start) & (owners < start + size))[:, 0]
-        at = owners[mine] - start
-        scores[mine] = table[at, targets[mine]] - table.logsumexp(1)[at]
-    return scores, best[owners]

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sentei.families.base import scaled_logits
 
-# Elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary.
-_CHUNK = 1 << 24
+CHUNK = 1 << 24  # elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary
 
 
 def final_hidden(
@@ -36,16 +35,31 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
     return scaled_logits(model, hidden).float()
 
 
-def score_targets(model: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability (fp32) of each target [N] after hidden states [N, D], and whether it is the likeliest token."""
-    size = max(1, _CHUNK // model.get_output_embeddings().weight.shape[0])
-    scores, hits = [], []
-    for part, target in zip(hidden.split(size), targets.split(size), strict=True):
-        chunk = logits(model, part)
-        chosen = chunk.gather(1, target[:, None])[:, 0]
-        scores.append(chosen - chunk.logsumexp(1))
-        hits.append(chunk.argmax(1) == target)
-    return torch.cat(scores), torch.cat(hits)
+def chunk_rows(model: Any, elements: int) -> int:
+    """Hidden states whose logits have at most so many elements; one at least."""
+    return max(1, elements // int(model.get_output_embeddings().weight.shape[0]))
+
+
+def score_targets(model: Any, hidden: Tensor, targets: Tensor, owners: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probability (fp32) of each target [N], and the likeliest token in its place.
+
+    Args:
+        model: a transformers causal language model.
+        hidden: hidden states, [P, D].
+        targets: tokens, [N].
+        owners: after which of the hidden states each is, [N]; default: one after each.
+    """
+    size = chunk_rows(model, CHUNK)
+    owners = torch.arange(len(hidden), device=hidden.device) if owners is None else owners
+    scores = torch.empty(len(targets), device=hidden.device)
+    best = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
+    for start in range(0, len(hidden), size):
+        table = logits(model, hidden[start : start + size])
+        best[start : start + size] = table.argmax(1)
+        mine = torch.nonzero((owners >= start) & (owners < start + size))[:, 0]
+        at = owners[mine] - start
+        scores[mine] = table[at, targets[mine]] - table.logsumexp(1)[at]
+    return scores, best[owners]
 
 
 @contextlib.contextmanager

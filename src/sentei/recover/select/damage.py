@@ -23,7 +23,7 @@ from sentei.data.chat import Sample
 from sentei.errors import InputError
 from sentei.families.streamed import streamed_blocks
 from sentei.files import atomic_file
-from sentei.inference.forward import evaluating, logits, score_targets
+from sentei.inference.forward import chunk_rows, evaluating, logits, score_targets
 from sentei.inference.walk import Reading, check_walk, hidden_states
 from sentei.progress import Progress
 from sentei.recover.attention import short_attention
@@ -157,7 +157,7 @@ def _score_batch(
 ) -> dict[str, np.ndarray]:
     """Means per row, and the teacher's likeliest tokens at each target, from the states of both models [N, D]."""
     batch = batch.to(before.device)
-    size = max(1, CHUNK // dense.get_output_embeddings().weight.shape[0])
+    size = chunk_rows(dense, CHUNK)
     columns: dict[str, list[Tensor]] = {name: [] for name in ("jsd", "dense_nll", "pruned_nll", "top_ids", "top_logp")}
     for at, target in enumerate(batch.targets.split(size)):
         part = slice(at * size, (at + 1) * size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from sentei.errors import InputError, one_line
 from sentei.machine import fast_dtype, resolve_device
+from sentei.models.hub import download
 from sentei.progress import Progress
 
 if TYPE_CHECKING:
@@ -103,20 +103,9 @@ def find_embedder(model: str = MODEL) -> Path:
         return path
     if path.exists() or model.startswith((".", "/", "~")):
         raise InputError(f"the embedding model {model} is no directory; give {_FORMS}")
-    return _from_hub(model if "/" in model else f"sentence-transformers/{model}")
-
-
-def _from_hub(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=_HUB_FILES, ignore_patterns=["onnx/*", "openvino/*"]))
-    except (OSError, ValueError, HFValidationError) as error:  # the hub's own errors are OSErrors
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise InputError(
-            f"Hugging Face did not give the embedding model {repo}{offline}: {one_line(error)}; give {_FORMS}"
-        ) from error
+    repo = model if "/" in model else f"sentence-transformers/{model}"
+    refusal = f"Hugging Face did not give the embedding model {repo}"
+    return download(repo, _HUB_FILES, ["onnx/*", "openvino/*"], refusal, f"; give {_FORMS}")
 
 
 def _load(directory: Path, device: torch.device) -> Any:

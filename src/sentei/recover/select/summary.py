@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sentei.files import finite
 from sentei.recover.select.picking import Picked
 from sentei.recover.select.selection import Scored
 from sentei.recover.select.strategies import STRATEGIES, Candidates
@@ -38,9 +39,9 @@ def manifest(scored: Scored, candidates: Candidates, picked: Picked) -> list[dic
             {
                 "id": row.id,
                 "cluster": cluster,
-                "jsd": _number(scored.scores.jsd[at]),
+                "jsd": finite(scored.scores.jsd[at]),
                 "tokens": int(scored.tokens[at]),
-                "score": _number(picked.scores[at]),
+                "score": finite(picked.scores[at]),
                 "decision": name,
                 "reason": reason,
             }
@@ -164,7 +165,3 @@ def _map(scored: Scored, picked: Picked) -> list[list[Any]]:
 def _kind(reason: str) -> str:
     """A reason without what is particular to its row, so that reasons can be counted: what is before the colon."""
     return reason.partition(":")[0]
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
