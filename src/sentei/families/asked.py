@@ -1,4 +1,4 @@
-"""What a model gives to its blocks, asked of its own forward pass: probes stand in place of the blocks.
+"""A model's own forward pass with something else in place of its blocks: asked what it gives them, or to run one alone.
 
 Embedding, positions and masks differ more between architectures, and between versions of transformers, than the blocks
 do; nobody knows them better than the model.
@@ -6,13 +6,16 @@ do; nobody knows them better than the model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 Given = tuple[Tensor, dict[str, Any]]  # the stream [B, T, hidden], and the keyword arguments beside it
+Forward = Callable[..., Any]
 
 
 def given_to_blocks(model: nn.Module, blocks_at: str, **inputs: Any) -> list[Given]:
@@ -23,47 +26,81 @@ def given_to_blocks(model: nn.Module, blocks_at: str, **inputs: Any) -> list[Giv
         blocks_at: path of its blocks.
         inputs: of its body: `input_ids`, or `inputs_embeds` and `position_ids`.
     """
-    holder, _, name = blocks_at.rpartition(".")
-    owner = model.get_submodule(holder)
-    blocks = cast(nn.ModuleList, getattr(owner, name))
-    probes = [_Probe(block, last=i + 1 == len(blocks)) for i, block in enumerate(blocks)]
-    setattr(owner, name, nn.ModuleList(probes))
-    try:
+    given: list[Given] = []
+    blocks = cast(nn.ModuleList, model.get_submodule(blocks_at))
+
+    def note(block: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        bound = _signature(cast(Any, type(block))).bind(None, hidden_states, *args, **kwargs)
+        named = dict(list(bound.arguments.items())[2:])
+        named |= named.pop("kwargs", {})
+        given.append((hidden_states, named))
+        if len(given) == len(blocks):
+            raise _AllAskedError
+        return hidden_states
+
+    notes = [functools.partial(note, block) for block in blocks]
+    with _in_place_of_blocks(model, blocks_at, notes), contextlib.suppress(_AllAskedError):
         cast(Any, model).base_model(**inputs, use_cache=False)
-    except _AllAskedError:
-        pass
-    finally:
-        setattr(owner, name, blocks)
-    return [probe.given for probe in probes]
+    return given
+
+
+@contextlib.contextmanager
+def only_block(model: nn.Module, blocks_at: str, index: int, hidden: Tensor | None) -> Iterator[list[Tensor]]:
+    """Within it a forward pass of the model computes block `index` and passes by all others.
+
+    Args:
+        model: a causal language model; it is as before afterwards.
+        blocks_at: path of its blocks.
+        index: of the block.
+        hidden: what it reads instead of what it is given, [B, T, hidden]; None: that.
+
+    Yields:
+        A list, to which each forward pass adds what the block put out.
+    """
+    put_out: list[Tensor] = []
+    blocks = cast(nn.ModuleList, model.get_submodule(blocks_at))
+
+    def here(given: Tensor, *args: Any, **inputs: Any) -> Tensor:
+        put_out.append(blocks[index](given if hidden is None else hidden, *args, **inputs))
+        return put_out[-1]
+
+    forwards: list[Forward] = [_pass_by] * len(blocks)
+    forwards[index] = here
+    with _in_place_of_blocks(model, blocks_at, forwards):
+        yield put_out
+
+
+def _pass_by(hidden: Tensor, *_args: Any, **_inputs: Any) -> Tensor:
+    return hidden
 
 
 class _AllAskedError(Exception):
     """The last block has been given its inputs; nothing after it is of interest."""
 
 
-class _Probe(nn.Module):
-    """Stands for a block: notes what it is given, and does nothing."""
+@contextlib.contextmanager
+def _in_place_of_blocks(model: nn.Module, blocks_at: str, forwards: Sequence[Forward]) -> Iterator[None]:
+    """Within it the model calls these functions, and no block."""
+    holder, _, name = blocks_at.rpartition(".")
+    owner = model.get_submodule(holder)
+    blocks = cast(nn.ModuleList, getattr(owner, name))
+    setattr(owner, name, nn.ModuleList(map(_StandIn, blocks, forwards)))
+    try:
+        yield
+    finally:
+        setattr(owner, name, blocks)
 
-    given: Given
 
-    def __init__(self, block: nn.Module, last: bool) -> None:
+class _StandIn(nn.Module):
+    """Has the attributes of a block, and another forward pass."""
+
+    def __init__(self, block: nn.Module, forward: Forward) -> None:
         super().__init__()
-        self.__dict__["real"] = block  # no child: its weights are not this module's
-        self.last = last
+        self.__dict__["block"] = block  # no child: its weights are not this module's
+        self.forward = forward
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["real"], name)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Notes its arguments by their names."""
-        kind: Any = type(self.__dict__["real"])
-        bound = _signature(kind).bind(None, hidden_states, *args, **kwargs)
-        named = dict(list(bound.arguments.items())[2:])
-        named |= named.pop("kwargs", {})
-        self.given = hidden_states, named
-        if self.last:
-            raise _AllAskedError
-        return hidden_states
+        return getattr(self.__dict__["block"], name)
 
 
 @functools.cache

@@ -7,8 +7,7 @@ once. What is outside the blocks (embedding, final norm, head) stays.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,13 +49,8 @@ class StreamedBlocks:
         self.blocks, self._read, self.write, self.start, self.device = blocks, read, write, start, device
         self.memory = memory
         self.current: int | None = None
-        self._only: int | None = None  # see `only`
         for index, block in enumerate(blocks):
-            block.register_forward_pre_hook(lambda _module, _inputs, index=index: self._reached(index))
-
-    def _reached(self, index: int) -> None:
-        if self._only in (None, index):
-            self.enter(index)
+            block.register_forward_pre_hook(lambda _module, _inputs, index=index: self.enter(index))
 
     def read(self, index: int) -> State | None:
         """The tensors of a block as they are kept; None for one that was never written."""
@@ -89,41 +83,6 @@ class StreamedBlocks:
             self.write(self.current, block.state_dict())
         block.to("meta")
         self.current = None
-
-    @contextlib.contextmanager
-    def only(self, index: int, hidden: Tensor | None) -> Iterator[list[Tensor]]:
-        """Within it a forward pass of the model computes block `index` and passes by all others.
-
-        So masks, positions and whatever else blocks are given are the model's own.
-
-        Args:
-            index: of the block.
-            hidden: what it reads instead of what it is given, [B, T, hidden]; None: that.
-
-        Yields:
-            A list, to which each forward pass adds what the block put out.
-        """
-        put_out: list[Tensor] = []
-        blocks: list[Any] = list(self.blocks)
-        compute = blocks[index].forward
-
-        def here(given: Tensor, *args: Any, **inputs: Any) -> Tensor:
-            put_out.append(compute(given if hidden is None else hidden, *args, **inputs))
-            return put_out[-1]
-
-        for number, block in enumerate(blocks):
-            block.forward = here if number == index else _pass_by
-        self._only = index
-        try:
-            yield put_out
-        finally:
-            self._only = None
-            for block in blocks:
-                del block.forward
-
-
-def _pass_by(hidden: Tensor, *_args: Any, **_inputs: Any) -> Tensor:
-    return hidden
 
 
 class BlockFiles:

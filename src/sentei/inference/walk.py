@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from sentei.data.batches import BATCH_TOKENS
 from sentei.errors import InputError
+from sentei.families import family_of
+from sentei.families.asked import only_block
 from sentei.families.streamed import StreamedBlocks, streamed_blocks
 from sentei.inference.forward import CHUNK, final_hidden, stage
 from sentei.memory import check_memory, held
@@ -109,11 +111,11 @@ def walk_bytes(model: Any, tokens: int = BATCH_TOKENS) -> int:
 
 
 def _walk(model: Any, streamed: StreamedBlocks, readings: Sequence[Reading], states: States, progress: Any) -> None:
-    last = len(streamed.blocks) - 1
+    last, blocks_at = len(streamed.blocks) - 1, family_of(model.config).blocks_at
     with stage(progress, "blocks", last + 1, "blocks") as advance:
         for index in range(last + 1):
             for number, reading in enumerate(readings):
-                with streamed.only(index, states.get(number) if index else None) as put_out:
+                with only_block(model, blocks_at, index, states.get(number) if index else None) as put_out:
                     final, _ = final_hidden(model, reading.ids.to(model.device), **reading.inputs(model))
                 states.put(number, final if index == last else put_out[0])
             advance(1)
