@@ -77,7 +77,13 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """Keeps `sentei.plan` the function: importing the submodule `sentei.plan` must not put itself in its place."""
+    """Keeps `sentei.plan` the function, though `from sentei.plan import Plan` works too; `measure`, `fit`, `run` alike.
+
+    The import system sets a submodule on its package when the submodule has run, and what is set there is never asked
+    of `__getattr__` again. Nothing within either module comes after that but the package's own `__setattr__`, which
+    only its class can have. Importing the submodules here, before the functions are set, would do without; it
+    would also import torch.
+    """
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _API and isinstance(value, types.ModuleType)):

@@ -92,6 +92,11 @@ class ModelShape(_Frozen):
     itemsize: Positive = 2
     blocks: Annotated[tuple[BlockShape, ...], Field(max_length=DEEPEST)]
 
+    @property
+    def present(self) -> list[int]:
+        """Indices of the blocks that have any part."""
+        return [i for i, block in enumerate(self.blocks) if block.kv_groups or block.ffn]
+
     def matrices(self, block: BlockShape) -> dict[str, tuple[int, int]]:
         """Rows and columns of the block's matrices; those of a removed part are left out."""
         sizes: dict[str, tuple[int, int]] = {}

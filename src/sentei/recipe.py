@@ -161,7 +161,7 @@ class Ship(_Section):
         return [value] if isinstance(value, str) else value
 
 
-class Fitted(_Section):
+class Scaled(_Section):
     """What `minutes` made of a recipe; sentei writes it into the recipe of the run.
 
     Attributes:
@@ -207,7 +207,7 @@ class Recipe(_Section):
     trust_remote_code: bool = False
     seed: Seed = 0
     minutes: float | None = Field(default=None, gt=0)
-    fitted: Fitted | None = None
+    fitted: Scaled | None = None
 
     @field_validator("memory", mode="before")
     @classmethod

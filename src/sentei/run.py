@@ -22,7 +22,7 @@ from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
 from sentei.record import MachineRecord, read_record
 from sentei.run_machine import seed_all, settle
-from sentei.scaling import known_fit
+from sentei.scaling import known_scaling
 from sentei.schema import read
 from sentei.stages.base import STAGES, Context
 
@@ -57,7 +57,7 @@ def run(
             hint = f"`sentei resume {for_shell(out)}` goes on with the run in it, --overwrite runs another recipe there"
             raise InputError(f"{out} exists and is not empty; {hint}")
         probe(out / "recipe.yaml")
-        recipe = known_fit(recipe, Recipe.load(out / "recipe.yaml"))
+        recipe = known_scaling(recipe, Recipe.load(out / "recipe.yaml"))
     elif out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out: it holds no run")
     else:

@@ -16,7 +16,7 @@ from typing import Any
 from sentei import estimate
 from sentei.errors import InfeasibleError
 from sentei.files import hash_json
-from sentei.recipe import Fitted, Recipe
+from sentei.recipe import Recipe, Scaled
 
 # What is scaled, and how far down. From less calibration than that the compensation fits noise; 8 windows and 24 rows
 # are what a bootstrap and a paired interval need to be of use; fewer candidates leave too few that are held out.
@@ -55,7 +55,7 @@ def within_minutes(
         tokens: what each stage of a recipe costs, in tokens of forward passes of the dense model.
         pace: of the dense model, in tokens per second.
         say: is told in a line what became smaller.
-        asked: the digest of the recipe that was given; see `known_fit`.
+        asked: the digest of the recipe that was given; see `known_scaling`.
 
     Raises:
         InfeasibleError: even the floors take longer, with the fewest minutes that do not.
@@ -92,18 +92,18 @@ def within_minutes(
     smaller = {name: value for name, value in numbers.items() if made is not recipe and _get(made, name) != value}
     said = ", ".join(f"{name} {_words(value)} → {_words(_get(made, name))}" for name, value in smaller.items())
     say(f"  {recipe.minutes:g} minutes at {pace:,.0f} tokens/s: {said or 'all that the recipe asks for'}")
-    fitted = Fitted(minutes=recipe.minutes, tokens_per_second=round(pace, 1), wanted=smaller, asked=asked)
+    fitted = Scaled(minutes=recipe.minutes, tokens_per_second=round(pace, 1), wanted=smaller, asked=asked)
     return made.model_copy(update={"fitted": fitted})
 
 
-def known_fit(recipe: Recipe, before: Recipe) -> Recipe:
+def known_scaling(recipe: Recipe, before: Recipe) -> Recipe:
     """The recipe of a run directory, where that run was begun with this recipe: its numbers are made to fit already."""
     same = before.fitted is not None and before.fitted.asked == digest_of(recipe)
     return before if same else recipe
 
 
 def digest_of(recipe: Recipe) -> str:
-    """What stands for a recipe in `Fitted.asked`."""
+    """What stands for a recipe in `Scaled.asked`."""
     return hash_json(recipe.dump())
 
 

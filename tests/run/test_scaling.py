@@ -13,7 +13,7 @@ import sentei
 from run.stories import write_recipe
 from sentei.errors import InfeasibleError
 from sentei.recipe import Recipe
-from sentei.scaling import FLOORS, SHARE, known_fit, within_context, within_minutes
+from sentei.scaling import FLOORS, SHARE, known_scaling, within_context, within_minutes
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ def test_the_same_recipe_in_the_same_directory_keeps_its_numbers(recipe: Recipe)
     from sentei.scaling import digest_of
 
     made = within_minutes(recipe, tokens, 800.0, print, digest_of(recipe))
-    assert known_fit(recipe, made) == made
+    assert known_scaling(recipe, made) == made
     other = recipe.model_copy(update={"seed": 1})
-    assert known_fit(other, made) == other
+    assert known_scaling(other, made) == other
 
 
 def test_windows_longer_than_the_context_are_shortened_with_a_word(recipe: Recipe) -> None:

@@ -99,7 +99,7 @@ def read_pool(
     taken: set[str] = set()
     for place, raw in placed:
         try:
-            found = _fit(raw, chosen)
+            found = _turns(raw, chosen)
         except Misfit as error:
             skipped(place, str(error))
             continue
@@ -148,7 +148,7 @@ def _format(raw: dict[str, Any]) -> Format | None:
     return next((format for format in FORMATS.values() if format.fits(raw)), None)
 
 
-def _fit(raw: dict[str, Any], format: Format | None) -> Turns | str:
+def _turns(raw: dict[str, Any], format: Format | None) -> Turns | str:
     """What a row says, read in a format.
 
     Raises:

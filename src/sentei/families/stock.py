@@ -39,10 +39,10 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     if model.config.model_type == family.name:
         return stock_of(model)
     shape = family.shape(model.config)
-    kept = [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
+    present = shape.present
     if any(block.ranks for block in shape.blocks):
         return None
-    sizes = {(b.kv_groups, b.heads_per_group, b.ffn, _adds_bias(b, shape)) for b in (shape.blocks[i] for i in kept)}
+    sizes = {(b.kv_groups, b.heads_per_group, b.ffn, _adds_bias(b, shape)) for b in (shape.blocks[i] for i in present)}
     if len(sizes) != 1:
         return None
     groups, per_group, ffn, adds_bias = sizes.pop()
@@ -50,17 +50,17 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     target = next((f for f in candidates if _holds(f, shape, groups * per_group)), None)
     if target is None or adds_bias or not groups or not ffn:
         return None
-    values = stock_values(model.config, target, shape.blocks[kept[0]], kept)
+    values = stock_values(model.config, target, shape.blocks[present[0]], present)
     config = target.stock_class("Config")(**values)
     config._attn_implementation = model.config._attn_implementation
     config._name_or_path = model.config._name_or_path
     stock = on_meta(target.stock_class("ForCausalLM"), config, model.dtype)
-    stock.load_state_dict(stock_state(family, _renumbered(family, model, kept), shape), assign=True)
+    stock.load_state_dict(stock_state(family, _renumbered(family, model, present), shape), assign=True)
     if (streamed := streamed_blocks(model)) is not None:
         stream(
             stock,
             StreamedBlocks(
-                family.blocks(stock), lambda i: _stock_block(family, shape, streamed, kept[i]), device=model.device
+                family.blocks(stock), lambda i: _stock_block(family, shape, streamed, present[i]), device=model.device
             ),
         )
     stock.generation_config = copy.deepcopy(model.generation_config)
@@ -68,7 +68,7 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
 
 
 def stock_values(
-    config: Any, target: Family, block: BlockShape, kept: list[int], drop: tuple[str, ...] = ()
+    config: Any, target: Family, block: BlockShape, present: list[int], drop: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """Config values of a stock class whose blocks all have the same size.
 
@@ -76,14 +76,14 @@ def stock_values(
         config: of the model that it comes from.
         target: the family of the stock class.
         block: the size.
-        kept: blocks that stay, by their old numbers.
+        present: blocks that stay, by their old numbers.
         drop: keys that another family than the model's own does not take over, besides those that only Llama has.
     """
     own = family_of(config)
     gone = OURS if target is own else (*OURS, *_LLAMA_ONLY, *drop)
     values = {key: value for key, value in config.to_dict().items() if key not in gone}
     values |= {
-        "num_hidden_layers": len(kept),
+        "num_hidden_layers": len(present),
         target.ffn_size: block.ffn,
         "head_dim": own.shape(config).head_dim,
         "num_attention_heads": block.kv_groups * block.heads_per_group,
@@ -92,9 +92,9 @@ def stock_values(
     if target.name == "mistral":
         values.setdefault("sliding_window", None)  # else the default of 4,096
     if values.get("no_rope_layers"):
-        values["no_rope_layers"] = [values["no_rope_layers"][i] for i in kept]
+        values["no_rope_layers"] = [values["no_rope_layers"][i] for i in present]
     if kinds := values.get("layer_types"):
-        kinds = values["layer_types"] = [kinds[i] for i in kept]
+        kinds = values["layer_types"] = [kinds[i] for i in present]
         values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
     return values
 
@@ -125,9 +125,9 @@ def _stock_block(family: Family, shape: ModelShape, streamed: StreamedBlocks, in
     return None if state is None else stock_block_state(family, state, shape)
 
 
-def _renumbered(family: Family, model: PreTrainedModel, kept: list[int]) -> dict[str, Any]:
-    """The weights, with the kept blocks numbered from 0."""
-    inside, number = f"{family.blocks_at}.", {str(old): new for new, old in enumerate(kept)}
+def _renumbered(family: Family, model: PreTrainedModel, present: list[int]) -> dict[str, Any]:
+    """The weights, with the present blocks numbered from 0."""
+    inside, number = f"{family.blocks_at}.", {str(old): new for new, old in enumerate(present)}
     state = {}
     for name, value in model.state_dict().items():
         if name.startswith(inside):

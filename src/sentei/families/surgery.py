@@ -148,7 +148,7 @@ def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: 
         if not new or not old:
             continue
         for name, linear in new.items():
-            _copy_linear(linear, *kept(old[name], name, plan, heads_per_group, dense.head_dim))
+            _copy_linear(linear, *sliced(old[name], name, plan, heads_per_group, dense.head_dim))
         if dense.qk_norm and part == "attention":
             small, full = cast(Any, family.attention(pruned_block)), cast(Any, family.attention(dense_block))
             _copy_all(small.q_norm, full.q_norm)
@@ -182,7 +182,7 @@ def prune(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     return new
 
 
-def kept(
+def sliced(
     linear: nn.Linear, name: str, plan: BlockPlan, heads_per_group: int, head_dim: int
 ) -> tuple[Tensor, Tensor | None]:
     """The rows and columns that a plan keeps of one matrix of a dense part: `[out, in]`, and of its bias `[out]`.

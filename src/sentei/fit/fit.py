@@ -20,7 +20,7 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError, unknown
 from sentei.files import finite, write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
-from sentei.fit.healing import confirmed_dense, made
+from sentei.fit.healing import confirmed_dense, procedure
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.fit.workers import coding_for, evaluator
 from sentei.models.identity import made_with
@@ -274,7 +274,7 @@ def _report(
         "task": about(setup),
         "fit": fitted,
         "sizes": {"dense": sizes(dense)} | ({"pruned": sizes(chosen.plan.shape())} if chosen else {}),
-        "made": made(setup),
+        "made": procedure(setup),
         "history": history,
         "blocks": blocks(chosen.plan, setup.profile) if chosen else [],
         "seconds": clock.seconds,

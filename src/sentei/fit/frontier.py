@@ -10,7 +10,7 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import InfeasibleError, InputError
 from sentei.files import write_json
 from sentei.fit.cuts import Cutter
-from sentei.fit.healing import figures_of, made, trained_dense
+from sentei.fit.healing import figures_of, procedure, trained_dense
 from sentei.fit.setup import Settings, Setup, about, set_up
 from sentei.models.identity import made_with
 from sentei.models.load import Loaded
@@ -68,7 +68,7 @@ def frontier(
         "kind": "frontier",
         "model": loaded.name,
         "task": about(setup),
-        "made": made(setup),
+        "made": procedure(setup),
         "points": [_dense(setup, table)],
     }
     if setup.settings.heal:

@@ -56,7 +56,7 @@ def confirmed_dense(setup: Setup, progress: Progress) -> dict[str, float | None]
     return found
 
 
-def made(setup: Setup) -> dict[str, Any]:
+def procedure(setup: Setup) -> dict[str, Any]:
     """How cut models are made, for the commands that make them again: `sentei cut`, then `sentei tune`."""
     settings = setup.settings
     healing = {"tokens": settings.heal, **HEALING} if settings.heal else None

@@ -29,7 +29,7 @@ from sentei.measure.blocks import StoredBlocks
 from sentei.measure.gradients import GradientPass
 from sentei.measure.needs import Needs
 from sentei.measure.profile import Profile
-from sentei.measure.ranking import kept_scores, rank_measured
+from sentei.measure.ranking import gram_scores, rank_measured
 from sentei.measure.states import States, Store, claim
 from sentei.measure.statistics import BlockStats, Matrices, PartStats
 from sentei.measure.stored import Contents
@@ -86,7 +86,7 @@ def measure(
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
     progress = shown(progress)
-    scores = kept_scores(graded=len(picked) > 0)
+    scores = gram_scores(graded=len(picked) > 0)
     contents = Contents(shape, len(picked) > 0, tuple(score.name for score in scores), keep_grams)
     streamed = streamed_blocks(net)
     needs = Needs(contents, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize, streamed is not None)

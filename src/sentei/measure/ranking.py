@@ -27,7 +27,7 @@ def rank_block(stats: BlockStats, shape: ModelShape, index: int, score: Score, s
     return BlockCurves(tuple(options), tuple(order), tuple(losses))
 
 
-def kept_scores(*, graded: bool) -> list[Score]:
+def gram_scores(*, graded: bool) -> list[Score]:
     """The scores whose curves `measure` makes, since they need what it does not keep."""
     return [score for score in SCORES.values() if score.needs_gram and (graded or not score.needs_gradients)]
 

@@ -22,7 +22,7 @@ from sentei.metrics.intervals import difference_interval
 from sentei.metrics.perplexity import Perplexity, perplexity
 from sentei.progress import shown
 from sentei.prove.memory import memory as memory_of
-from sentei.prove.opened import fitting, open_model, tokenizer_of
+from sentei.prove.opened import capped, open_model, tokenizer_of
 from sentei.prove.scored import TaskResult
 from sentei.prove.speed import speed
 from sentei.prove.tasks import score_tasks
@@ -150,13 +150,13 @@ def evaluate(
             evidence.tasks = score_tasks(
                 model, tokenizer_of(own, name), sets, limit=limit, shots=shots, progress=progress
             )
-        evidence.memory = memory_of(model, context=fitting(model, window), directory=directory)
+        evidence.memory = memory_of(model, context=capped(model, window), directory=directory)
         found.append(evidence)
         del model  # one model at a time in memory, where they are loaded here
     if with_speed:
         # names may repeat, numbers do not
         opened = {str(number): open_model(source, tokenizer, options)[0] for number, source in enumerate(sources)}
-        prompt = min(max(1, fitting(model, 512 + 32) - 32) for model in opened.values())
+        prompt = min(max(1, capped(model, 512 + 32) - 32) for model in opened.values())
         alike = _alike(opened)  # one shape has one speed: it is timed once
         rates = speed({name: opened[name] for name in dict.fromkeys(alike.values())}, prompt=prompt, progress=progress)
         for number, evidence in enumerate(found):

@@ -10,7 +10,7 @@ from torch import nn
 from sentei.errors import InputError
 
 
-def fitting(model: Any, tokens: int) -> int:
+def capped(model: Any, tokens: int) -> int:
     """So many tokens, or as many as the model's context holds."""
     return min(tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokens)
 

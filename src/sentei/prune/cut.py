@@ -26,7 +26,7 @@ from sentei.families.base import Family
 from sentei.families.modeling_sentei import LowRankLinear
 from sentei.families.parts import MATRICES_OF, PARTS
 from sentei.families.streamed import streamed_blocks
-from sentei.families.surgery import fill, head_rows, kept, skeleton
+from sentei.families.surgery import fill, head_rows, skeleton, sliced
 from sentei.measure.stream import cross, embed, gram, tap
 from sentei.memory import check_memory
 from sentei.models.identity import check_same
@@ -142,7 +142,7 @@ def _truncate(family: Family, new: nn.Module, old: nn.Module, plan: Plan, index:
     for name, linear in family.linears(new, part).items():
         if name in block.ranks:
             heads_per_group = plan.dense.blocks[index].heads_per_group
-            weight, _ = kept(dense[name], name, block, heads_per_group, plan.dense.head_dim)
+            weight, _ = sliced(dense[name], name, block, heads_per_group, plan.dense.head_dim)
             found = factors(weight, torch.eye(weight.shape[1], device=weight.device))
             set_product(linear, found.u[:, : block.ranks[name]], found.v[: block.ranks[name]])
 
@@ -196,9 +196,9 @@ class _Part:
             return torch.tensor(self.block.ffn, device=device)
         return head_rows(self.block, self.heads_per_group, self.head_dim, device)[0]
 
-    def _kept(self, name: str) -> Tensor:
+    def _sliced(self, name: str) -> Tensor:
         """What the plan keeps of a dense matrix."""
-        return kept(self.old_linears[name], name, self.block, self.heads_per_group, self.head_dim)[0]
+        return sliced(self.old_linears[name], name, self.block, self.heads_per_group, self.head_dim)[0]
 
     def _importance(self, output: Tensor, weight: Tensor | None) -> Tensor | None:
         """What each token's error counts, [tokens]; where a norm follows, an error is one of the normalised output."""
@@ -233,7 +233,7 @@ class _Part:
         # Behind a norm nothing can be added to the stream on purpose: the part's own output is what is fitted.
         after = self.family.layout(self.part).after
         residual = 0.0 if after is not None else compensation.residual / self.family.factor(self.config)
-        fit = Fit(compensation, self._kept(output).float())
+        fit = Fit(compensation, self._sliced(output).float())
         inputs = torch.empty(
             *streams.cut.shape[:2], linear.in_features, dtype=streams.cut.dtype, device=streams.cut.device
         )
@@ -276,7 +276,7 @@ class _Part:
 
     def _fit_inner(self, names: list[str], streams: _Streams) -> None:
         """Low-rank matrices before the output matrix: the dense matrix's outputs from the cut model's inputs."""
-        weights = {name: self._kept(name) for name in names}
+        weights = {name: self._sliced(name) for name in names}
         grams: Tensor | float = 0.0
         crosses: dict[str, Tensor] = {}
         for where in streams.windows.batches():

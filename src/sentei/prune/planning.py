@@ -93,7 +93,7 @@ def plan(
         known = SCORES[names[0]].scale == "nats" and rule.needs_score
         ranks: list[dict[str, int]] = [{} for _ in choices]
         loss = problem.loss(choices) if known else None
-        made = _made(profile, problem, choices, ranks, method=label, names=names, loss=loss)
+        made = _as_plan(profile, problem, choices, ranks, method=label, names=names, loss=loss)
         free = budget.model_copy(update={"target_engine": "transformers", "ffn_multiple": None})
         if known and (budget.limits.legal() != free.limits.legal()):
             any_size = replace(problem, budget=free)
@@ -183,7 +183,7 @@ def plan_of(profile: Profile, menus: Menus, entries: Sequence[Entry], *, method:
     """The plan of one entry per part."""
     problem = menus.problem
     choices, ranks = menus.choices(entries)
-    return _made(
+    return _as_plan(
         profile,
         problem,
         choices,
@@ -214,7 +214,7 @@ def solve_menus(menus: Menus, allocation: str) -> list[Entry]:
     return menus.solve()
 
 
-def _made(
+def _as_plan(
     profile: Profile,
     problem: Problem,
     choices: list[Choice],

@@ -34,7 +34,7 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         x = LEFT + row["block"] * step
         width = max(step - min(6.0, step * 0.22), 1.0)
-        cells = [_kept(x, y, width, BAR, row[key]["kept"], key) for y, (key, _) in zip(lanes, kept, strict=False)]
+        cells = [_cell(x, y, width, BAR, row[key]["kept"], key) for y, (key, _) in zip(lanes, kept, strict=False)]
         if sensitive:
             cells.append(_stack(x, lanes[2], width, row, scale))
         if low_rank:
@@ -60,7 +60,7 @@ def strip(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         x, width = LEFT + row["block"] * step, max(step - min(4.0, step * 0.2), 1.0)
         cells = "".join(
-            _kept(x, n * (bar + gap), width, bar, row[key]["kept"], key) for n, key in enumerate(("attention", "ffn"))
+            _cell(x, n * (bar + gap), width, bar, row[key]["kept"], key) for n, key in enumerate(("attention", "ffn"))
         )
         if row.get("ranks"):
             cells += _bar("product", x, 2 * (bar + gap), width, 4)
@@ -140,7 +140,7 @@ def _axis(y: float, label: str, ends: tuple[str, str]) -> str:
     )
 
 
-def _kept(x: float, y: float, width: float, bar: float, share: float, kind: str) -> str:
+def _cell(x: float, y: float, width: float, bar: float, share: float, kind: str) -> str:
     return _bar("gone", x, y, width, bar) + _bar(f"cell {kind}", x, y + bar * (1 - share), width, bar * share)
 
 

@@ -36,7 +36,7 @@ def summary(report: Mapping[str, Any]) -> str:
     """The fit in three or four lines, for the terminal and for those who read nothing else."""
     if report["fit"]["verdict"] != "met":
         return "\n".join((_missed(report), _advice(report), _cost(report)))
-    said = (_kept(report), _compared(report), _confirmation(report), _test(report), _cost(report))
+    said = (_headline(report), _compared(report), _confirmation(report), _test(report), _cost(report))
     return "\n".join(line for line in said if line)
 
 
@@ -44,7 +44,7 @@ def _wanted(report: Mapping[str, Any]) -> str:
     return f"{metric_name(report['task']['metric'])} within {percent(report['fit']['tolerance'])} of the dense model's"
 
 
-def _kept(report: Mapping[str, Any]) -> str:
+def _headline(report: Mapping[str, Any]) -> str:
     fit, sizes = report["fit"], report["sizes"]
     before, after = (scaled(sizes[which]["block_params"]) for which in ("dense", "pruned"))
     return (

@@ -20,7 +20,7 @@ from sentei.families import family_of
 from sentei.families.modeling_sentei import LowRankLinear, Removed, resize_attention
 from sentei.families.parts import PARTS
 from sentei.families.separate import twin
-from sentei.families.surgery import kept
+from sentei.families.surgery import sliced
 from sentei.measure.profile import Profile
 from sentei.measure.ranking import attention_columns
 from sentei.metrics.score import Outcome, Prepared
@@ -132,7 +132,7 @@ class Library:
             if not entry.at and name not in ranks:
                 continue
             shape = self.profile.shape
-            weight, bias = kept(linear, name, plan, shape.blocks[block].heads_per_group, shape.head_dim)
+            weight, bias = sliced(linear, name, plan, shape.blocks[block].heads_per_group, shape.head_dim)
             gram = grams.gram if name == output else grams.input_gram
             if name == output and entry.at:
                 weight, gram = self._refitted(weight, linear, gram, block, part, plan)

@@ -31,7 +31,7 @@ class Fold:
 
     family: Family
     block: BlockShape
-    kept: list[int]
+    present: list[int]
     biases: dict[str, bool]
 
 
@@ -39,8 +39,7 @@ def fold(config: Any) -> Fold | None:
     """The smallest stock form that holds a model with this config; None where there is none."""
     own = family_of(config)
     shape = own.shape(config)
-    kept = [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
-    blocks = [shape.blocks[i] for i in kept]
+    blocks = [shape.blocks[i] for i in shape.present]
     most = BlockShape(
         kv_groups=max(b.kv_groups for b in blocks),
         heads_per_group=max(b.heads_per_group for b in blocks),
@@ -60,7 +59,7 @@ def fold(config: Any) -> Fold | None:
     for name in dict.fromkeys((*own.uniform_as, own.name, *(("llama",) if own.like_llama else ()))):
         for block in (most, dense):
             if most.ffn and _holds(FAMILIES[name], own, config, shape, block, biases):
-                return Fold(FAMILIES[name], block, kept, biases)
+                return Fold(FAMILIES[name], block, shape.present, biases)
     return None
 
 
@@ -76,7 +75,7 @@ def _holds(
 
 def stock_config(config: Any, form: Fold) -> Any:
     """The stock config of a fold."""
-    values = stock_values(config, form.family, form.block, form.kept, drop=_WINDOWS)
+    values = stock_values(config, form.family, form.block, form.present, drop=_WINDOWS)
     for name in ("qkv_bias", "o_bias", "mlp_bias"):
         key = getattr(form.family, name)
         if isinstance(key, str):
@@ -98,7 +97,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     form = _fold(loaded)
     config = stock_config(model.config, form)
     target = on_meta(form.family.stock_class("ForCausalLM"), config, getattr(torch, FLOATS[dtype]))
-    tensors = grown_tensors(model, target, [form.block] * len(form.kept), form.kept)
+    tensors = grown_tensors(model, target, [form.block] * len(form.present), form.present)
     values = config.to_dict() | {"architectures": [type(target).__name__]}
     written = write_directory(loaded, path, values, tensors, dtype)
     shape = family_of(model.config).shape(model.config)

@@ -59,13 +59,13 @@ def lay_out(family: Family, shape: ModelShape, multiple: int = 1) -> Layout:
         shape: its sizes.
         multiple: FFN widths are padded up to multiples of this.
     """
-    kept = [(i, block) for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
-    sizes = {(b.kv_groups, b.heads_per_group, b.ffn) for _, b in kept}
-    uniform = len(sizes) == 1 and all(b.kv_groups and b.ffn for _, b in kept)
+    present = [(i, shape.blocks[i]) for i in shape.present]
+    sizes = {(b.kv_groups, b.heads_per_group, b.ffn) for _, b in present}
+    uniform = len(sizes) == 1 and all(b.kv_groups and b.ffn for _, b in present)
     qwen3 = family.qk_norm
     arch = ("qwen3" if qwen3 else "llama") if uniform else ("openelm" if qwen3 else "deci")
     blocks = []
-    for i, block in kept:
+    for i, block in present:
         groups = block.kv_groups or (1 if qwen3 else 0)  # openelm has attention in every block
         heads = block.kv_groups * block.heads_per_group or groups
         # `deci` ends a block without an FFN before the attention's output is added (src/models/deci.cpp).

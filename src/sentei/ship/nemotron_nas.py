@@ -72,7 +72,7 @@ def refuse(loaded: Loaded) -> str | None:
         return "the format has no low-rank matrices; use --to hf, onnx or openvino, or dense-fold (no savings)"
     if window := window_of(config):
         return f"the format has no sliding window, this model sees {window} tokens back; use --to hf, onnx or openvino"
-    if not kept_blocks(shape) or not shape.blocks[kept_blocks(shape)[0]].kv_groups:
+    if not shape.present or not shape.blocks[shape.present[0]].kv_groups:
         return f"engines need attention in the first block; plan with --target-engine mlx, or {instead}"
     return None
 
@@ -81,7 +81,7 @@ def reach(loaded: Loaded) -> dict[str, str]:
     """Engines that cannot read this export, and why."""
     config = loaded.model.config
     shape = family_of(config).shape(config)
-    blocks = legal_blocks([shape.blocks[i] for i in kept_blocks(shape)])
+    blocks = legal_blocks([shape.blocks[i] for i in shape.present])
     heads = blocks[0].kv_groups * blocks[0].heads_per_group
     found = {}
     if heads * shape.head_dim != shape.hidden:
@@ -90,11 +90,6 @@ def reach(loaded: Loaded) -> dict[str, str]:
     if any(_biases(shape)):
         found["trtllm"] = "takes no biases; plan with a compensation without bias"
     return found
-
-
-def kept_blocks(shape: ModelShape) -> list[int]:
-    """Blocks that have any part; the others are left out of the file."""
-    return [i for i, block in enumerate(shape.blocks) if block.kv_groups or block.ffn]
 
 
 def _biases(shape: ModelShape) -> tuple[bool, bool]:
@@ -117,11 +112,11 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     """Writes DeciLM's config, the weights but for those of missing parts, and the two code files."""
     model, dtype = loaded.model, options.dtype_of(loaded.model)
     shape = family_of(model.config).shape(model.config)
-    kept = kept_blocks(shape)
-    blocks = legal_blocks([shape.blocks[i] for i in kept])
+    present = shape.present  # the other blocks are left out of the file
+    blocks = legal_blocks([shape.blocks[i] for i in present])
     attention_bias, mlp_bias = _biases(shape)
     values = {key: value for key, value in model.config.to_dict().items() if key not in _DROP} | {
-        "num_hidden_layers": len(kept),
+        "num_hidden_layers": len(present),
         "num_attention_heads": blocks[0].kv_groups * blocks[0].heads_per_group,
         "head_dim": shape.head_dim,
         "attention_bias": attention_bias,
@@ -130,7 +125,7 @@ def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
     }
     config = configuration_decilm.DeciLMConfig(**values)
     target = on_meta(modeling_decilm.DeciLMForCausalLM, config, getattr(torch, FLOATS[dtype]))
-    tensors = grown_tensors(model, target, blocks, kept)
+    tensors = grown_tensors(model, target, blocks, present)
     names = {
         "AutoConfig": "configuration_decilm.DeciLMConfig",
         "AutoModel": "modeling_decilm.DeciLMModel",

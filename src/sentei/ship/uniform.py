@@ -52,16 +52,16 @@ def refuse(loaded: Loaded) -> str | None:
     if as_stock(loaded.model) is not None:
         return None
     shape = family_of(loaded.model.config).shape(loaded.model.config)
-    kept = [block for block in shape.blocks if block.kv_groups or block.ffn]
+    blocks = [shape.blocks[i] for i in shape.present]
     mend = "use --to dense-fold (zero padding, no savings), or plan with --target-engine uniform"
     for name in ("kv_groups", "heads_per_group", "ffn"):
-        sizes = sorted({getattr(block, name) for block in kept})
+        sizes = sorted({getattr(block, name) for block in blocks})
         if len(sizes) > 1:
             word = {"kv_groups": "KV groups", "heads_per_group": "query heads per group", "ffn": "FFN channels"}[name]
             return f"blocks have {sizes[0]} to {sizes[-1]} {word}, a stock class wants the same in all; {mend}"
-    if any(block.ranks for block in kept):
+    if any(block.ranks for block in blocks):
         return "a stock class has no low-rank matrices; use --to dense-fold (multiplied back, no savings), hf or onnx"
-    return f"its biases or its {kept[0].kv_groups * kept[0].heads_per_group} query heads fit no stock class; {mend}"
+    return f"its biases or its {blocks[0].kv_groups * blocks[0].heads_per_group} query heads fit no stock class; {mend}"
 
 
 def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:
