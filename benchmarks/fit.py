@@ -27,7 +27,8 @@ from sentei.data.task_file import TaskFile
 from sentei.errors import QualityError
 from sentei.families import family_of
 from sentei.fit.fit import fit
-from sentei.fit.setup import Settings, Setup, set_up
+from sentei.fit.settings import Settings
+from sentei.fit.setup import Setup, set_up
 from sentei.models.load import Loaded, load
 from sentei.plan import stored
 from sentei.progress import Progress

@@ -9,11 +9,11 @@ import pytest
 
 from sentei.data.task_file import TaskFile
 from sentei.errors import InputError, QualityError
-from sentei.fit.begun import settled_dtype
+from sentei.fit.begun import claim, settled_dtype
 from sentei.fit.fit import fit
 from sentei.fit.frontier import frontier
 from sentei.fit.healing import healed
-from sentei.fit.setup import Settings, claim, search_budget, search_kinds
+from sentei.fit.settings import Settings, search_budget, search_kinds
 from sentei.metrics.score import prepare
 from sentei.models.load import load
 from sentei.plan import Budget

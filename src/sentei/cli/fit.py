@@ -24,7 +24,7 @@ from sentei.cli.app import (
 
 if TYPE_CHECKING:
     from sentei.data.task_file import TaskFile
-    from sentei.fit.setup import Settings
+    from sentei.fit.settings import Settings
 
 TaskOption = Annotated[
     Path, typer.Option("--task", metavar="FILE", help="YAML: data, metric, splits; see docs/tasks.md.")
@@ -42,7 +42,7 @@ RowLength = Annotated[int, typer.Option("--length", min=2, help="Tokens of a cal
 
 def read_settings(objective: str, target_engine: str, kinds: str, length: int, heal: int) -> Settings:
     """The settings that these options name."""
-    from sentei.fit.setup import Settings, search_budget, search_kinds
+    from sentei.fit.settings import Settings, search_budget, search_kinds
 
     budget, phase = search_budget(objective, target_engine)
     return Settings(budget, search_kinds(kinds, budget), length, heal, phase)
@@ -80,9 +80,8 @@ def fit_command(
     from sentei.data.task_file import TaskFile
     from sentei.errors import QualityError
     from sentei.files import read_json, write_text
-    from sentei.fit.begun import settled_dtype
+    from sentei.fit.begun import claim, settled_dtype
     from sentei.fit.fit import fit
-    from sentei.fit.setup import claim
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
     from sentei.report.fit import render, summary

@@ -44,9 +44,8 @@ def frontier_command(
     """Measure the whole curve of size, quality and latency; each point is a plan for `sentei cut`."""
     from sentei.data.task_file import TaskFile
     from sentei.files import write_json, write_text
-    from sentei.fit.begun import settled_dtype
+    from sentei.fit.begun import claim, settled_dtype
     from sentei.fit.frontier import SHARES, frontier
-    from sentei.fit.setup import claim
     from sentei.models.load import load
     from sentei.progress import TerminalProgress
     from sentei.report.frontier import render, summary

@@ -21,7 +21,8 @@ from sentei.errors import InputError, QualityError, unknown
 from sentei.files import finite, write_json
 from sentei.fit.cuts import Candidate, Cutter, climbed
 from sentei.fit.healing import confirmed_dense, procedure
-from sentei.fit.setup import Settings, Setup, about, set_up
+from sentei.fit.settings import Settings
+from sentei.fit.setup import Setup, about, set_up
 from sentei.fit.workers import coding_for, evaluator
 from sentei.models.identity import made_with
 from sentei.models.load import Loaded

@@ -11,7 +11,8 @@ from sentei.errors import InfeasibleError, InputError
 from sentei.files import write_json
 from sentei.fit.cuts import Cutter
 from sentei.fit.healing import figures_of, procedure, trained_dense
-from sentei.fit.setup import Settings, Setup, about, set_up
+from sentei.fit.settings import Settings
+from sentei.fit.setup import Setup, about, set_up
 from sentei.models.identity import made_with
 from sentei.models.load import Loaded
 from sentei.plan import Plan

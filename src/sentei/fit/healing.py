@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentei.data.task_file import TaskFile
 from sentei.files import finite
+from sentei.fit.settings import Settings
 from sentei.models.load import Loaded
 from sentei.progress import Progress
 from sentei.recover.tune.adapters.files import merge
@@ -14,10 +15,8 @@ from sentei.recover.tune.tune import tune
 from sentei.search.goal import Goal
 
 if TYPE_CHECKING:
-    from sentei.fit.setup import Settings, Setup
+    from sentei.fit.setup import Setup
 
-# tokens; on ARC easy, 35 % cut: 0, 12,000 and 36,000 gave 90.7, 95.8 and 100 % of the dense accuracy (500 rows)
-HEAL = 24_000
 HEALING: dict[str, Any] = {"adapter": "lora", "loss": "sft", "learning_rate": 5e-4, "patience": None}
 
 

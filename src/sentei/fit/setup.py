@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,70 +13,27 @@ from sentei.data.splits import NAMES, Splits, split
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import chance, read_rows
 from sentei.data.windows import Windows
-from sentei.errors import InputError, unknown
-from sentei.files import hash_json, write_json
-from sentei.fit.begun import RUN, begun
-from sentei.fit.healing import HEAL, healed
-from sentei.marks import write_mark
+from sentei.errors import InputError
+from sentei.files import hash_json
+from sentei.fit.begun import begin
+from sentei.fit.healing import healed
+from sentei.fit.settings import Settings
 from sentei.measure.collect import measure
 from sentei.measure.profile import Profile
 from sentei.metrics.score import Outcome, Prepared, prepare
 from sentei.models.identity import check_same
 from sentei.models.load import Loaded
-from sentei.outputs import atomic_dir, check_output, probe, refuse_place, work_dir
-from sentei.plan import BlockShape, Budget, Plan
+from sentei.outputs import work_dir
+from sentei.plan import BlockShape, Plan
 from sentei.progress import Progress
 from sentei.prove.latency import table_for
-from sentei.prove.latency_table import PHASES, Phase
+from sentei.prove.latency_table import Phase
 from sentei.prune.cut import cut
 from sentei.prune.menu import Entry, Menus, Times
-from sentei.prune.methods import KINDS
 from sentei.prune.planning import menus_for, plan_of
-from sentei.schema import parse
 from sentei.search.goal import Goal
 
-LENGTH = 512  # tokens of a calibration row at most
 GRADIENT_TOKENS = 8192
-# What lies in a run directory, as patterns: the searches' journals are named after them.
-_FILES = (
-    *(
-        RUN,
-        "splits.json",
-        "profile/*",
-        ".profile.*",
-        "latency-*.json",
-        "plan.json",
-        "plans/*",
-        "model/*",
-        "report.*",
-        "frontier.*",
-    ),
-    *("evolve*.jsonl", "path*.jsonl", "genetic*.jsonl", "uniform*.jsonl"),
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What size means, what may go, and how the calibration rows are used.
-
-    Attributes:
-        budget: its unit (`sparsity`: params, `flops`, `bytes`) and its engine are those of the search; its amount is
-            not used.
-        kinds: of removal: "structural", "low-rank".
-        length: tokens of a calibration row at most.
-        heal: tokens of the calibration rows that every cut model is trained on; 0: none.
-        phase: "prefill" or "decode": size is the time that it takes on this machine, which is measured first.
-    """
-
-    budget: Budget = field(default_factory=lambda: Budget(sparsity=0.0))
-    kinds: tuple[str, ...] = KINDS
-    length: int = LENGTH
-    heal: int = HEAL
-    phase: Phase | None = None
-
-    def key(self) -> list[Any]:
-        """All that outcomes depend on, for a hash."""
-        return [self.budget.model_dump(), list(self.kinds), self.length, self.heal, self.phase]
 
 
 @dataclass
@@ -173,7 +130,7 @@ def set_up(
     about = task.model_dump(mode="json", exclude={"data"})
     dtype = str(loaded.model.dtype).removeprefix("torch.")
     identity = hash_json([loaded.digest, dtype, splits.digest, about, settings.key()])
-    _claim(out, identity, dtype, overwrite)  # nothing is written before here, so that what is refused leaves no trace
+    begin(out, identity, dtype, overwrite)  # nothing is written before here, so that what is refused leaves no trace
     if not stored.exists():
         splits.save(stored)
     profile = _profile(loaded, windows, out, in_place, progress)
@@ -244,61 +201,6 @@ def _refuse_chance(goal: Goal, dense: Outcome, floor: float, task: TaskFile) -> 
             f"rows, guessing gives {floor:.3f}; there is nothing to keep: tune it on the task first "
             "(sentei tune MODEL --data TASK.yaml --loss sft --out TUNED)"
         )
-
-
-def claim(out: Path, *, inputs: Iterable[str | Path | None] = (), overwrite: bool = False) -> None:
-    """Refuses a bad place, and a directory that holds something else than a run of this kind. Nothing is changed.
-
-    Raises:
-        InputError: as said, before any work is done; see `check_output`.
-    """
-    if (out / RUN).exists() and not overwrite:
-        refuse_place(out, inputs)
-        probe(out / RUN)
-    else:
-        check_output(out, inputs=inputs, overwrite=overwrite)
-
-
-def _claim(out: Path, identity: str, dtype: str, overwrite: bool) -> None:
-    """One run per directory."""
-    if overwrite and out.exists():
-        with atomic_dir(out, overwrite=True):
-            pass
-    if (before := begun(out)) and before["identity"] != identity:
-        raise InputError(
-            f"{out} holds a run of another model, dtype, task or setting; choose another --out, or --overwrite"
-        )
-    write_json(out / RUN, {"schema_version": 1, "identity": identity, "dtype": dtype})
-    write_mark(out, _FILES)
-
-
-def search_budget(objective: str, target_engine: str) -> tuple[Budget, Phase | None]:
-    """A budget without an amount: what size means, and which sizes are legal; and the phase where size is time.
-
-    Raises:
-        InputError: an unknown objective or engine.
-    """
-    amounts: dict[str, float] = {"params": 0.0, "flops": 1.0, "bytes": 1}
-    phase = next((found for found in PHASES if found == objective), None)
-    if objective not in amounts and phase is None:
-        raise unknown("objective", objective, [*amounts, *PHASES])
-    key = objective if objective in ("flops", "bytes") else "sparsity"
-    budget: Budget = parse(Budget, {key: amounts.get(objective, 0.0), "target_engine": target_engine}, "budget")
-    return budget, phase
-
-
-def search_kinds(text: str, budget: Budget) -> tuple[str, ...]:
-    """Kinds of removal from `a,b`; without one: all that the engine holds.
-
-    Raises:
-        InputError: an unknown kind, or one that the engine cannot hold.
-    """
-    if not text:
-        return KINDS if budget.limits.low_rank else KINDS[:1]
-    for kind in (kinds := tuple(part.strip() for part in text.split(","))):
-        if kind not in KINDS:
-            raise unknown("kind of removal", kind, KINDS)
-    return kinds
 
 
 def _profile(loaded: Loaded, windows: Windows, out: Path, keep_grams: bool, progress: Progress) -> Profile:

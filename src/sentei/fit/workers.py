@@ -12,7 +12,8 @@ from sentei.data.splits import Splits
 from sentei.data.task_file import TaskFile
 from sentei.data.task_rows import read_rows
 from sentei.errors import InputError
-from sentei.fit.setup import Settings, Setup, menus_of
+from sentei.fit.settings import Settings
+from sentei.fit.setup import Setup, menus_of
 from sentei.measure.profile import Profile
 from sentei.metrics.score import prepare
 from sentei.models.load import load

@@ -21,7 +21,7 @@ from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.separate import named_as_stored
 from sentei.files import hash_json
-from sentei.models.weights import opened, stored_tensors, weight_files
+from sentei.models.headers import opened, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded

@@ -16,9 +16,10 @@ from sentei.families.features import check_features
 from sentei.files import read_json
 from sentei.machine import resolve_device, resolve_dtype
 from sentei.memory import return_freed_memory
+from sentei.models.headers import check_depth, dtype_of, stored_tensors, weight_files
 from sentei.models.identity import digest, stored_digest, with_tokenizer
 from sentei.models.source import check_no_adapter, find
-from sentei.models.weights import check_depth, dtype_of, read_weights, stored_tensors, stream_weights, weight_files
+from sentei.models.weights import read_weights, stream_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
