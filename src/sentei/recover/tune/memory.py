@@ -19,9 +19,14 @@ def tune_bytes(shape: ModelShape, batch_tokens: int, itemsize: int, share: float
         itemsize: of the dtype that it is computed in.
         share: of the blocks' parameters that are left, where the shape is that of the dense model.
     """
+    blocks = _PER_PARAMETER * shape.block_params() + activation_bytes(shape, batch_tokens, itemsize)
+    return int(share * blocks) + 2 * (shape.params() - shape.block_params()) * itemsize
+
+
+def activation_bytes(shape: ModelShape, batch_tokens: int, itemsize: int) -> float:
+    """Bytes that a step keeps from forward to backward."""
     outputs = sum(
         (block.kv_groups * (2 * block.heads_per_group + 2)) * shape.head_dim + 2 * shape.hidden + 2 * block.ffn
         for block in shape.blocks
     )
-    blocks = _PER_PARAMETER * shape.block_params() + _ACTIVATIONS * batch_tokens * outputs * itemsize
-    return int(share * blocks) + 2 * (shape.params() - shape.block_params()) * itemsize
+    return _ACTIVATIONS * batch_tokens * outputs * itemsize
