@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from sentei.accel.settings import Moments, Refitted, Settings, Slices, Targets
+from sentei.budget import as_count
 from sentei.errors import InputError
 from sentei.files import JSONError, write_text
 from sentei.memory import parse_bytes
@@ -142,6 +144,41 @@ class Recover(_Section):
         return [code for part in value.split(",") if (code := part.strip())] if isinstance(value, str) else value
 
 
+class Accel(_Section):
+    """Cutting and training in turns, instead of one cut; see docs/recovery.md. What is left out is as in `Settings`.
+
+    Attributes:
+        pool: what is trained on: a file or directory that `sentei select` reads, an `hf:` name, or `demo`.
+        teacher: of losses that need one; default: the model itself.
+        strict_rows: refuse a pool with a bad row; by default such rows are skipped and counted.
+    """
+
+    pool: str = "demo"
+    stages: Annotated[int, Field(ge=1, le=1000)] = Settings.stages
+    tokens: Annotated[Positive, BeforeValidator(as_count)] = Settings.tokens
+    targets: Targets = Settings.targets
+    slices: Slices = Settings.slices
+    train: str = Settings.train
+    budget_params: int | float | str = Settings.budget_params
+    loss: str = Settings.loss
+    teacher: str | None = None
+    learning_rate: float | None = Field(default=None, gt=0)
+    rewarm: Count = Settings.rewarm
+    moments: Moments = Settings.moments
+    refitted: Refitted = Settings.refitted
+    batch_tokens: Annotated[int, Field(ge=2, le=LARGEST)] = Settings.batch_tokens
+    length: Annotated[int, Field(ge=2, le=LARGEST)] = Settings.length
+    epochs: Positive = Settings.epochs
+    calibration: Annotated[int, Field(ge=2, le=LARGEST), BeforeValidator(as_count)] = Settings.calibration
+    gradient_tokens: Count = Settings.gradient_tokens
+    window: Annotated[int, Field(ge=2, le=LARGEST)] = Settings.window
+    strict_rows: bool = False
+
+    def settings(self, seed: int) -> Settings:
+        """The same as the loop takes it."""
+        return Settings(seed=seed, **self.model_dump(exclude={"pool", "teacher", "strict_rows"}))
+
+
 class Ship(_Section):
     """Where the model goes at last; a recipe without this section leaves it as transformers reads it.
 
@@ -199,6 +236,7 @@ class Recipe(_Section):
     prune: Prune = Prune()
     measure: Measure = Measure()
     prove: Prove = Prove()
+    accel: Accel | None = None
     recover: Recover | None = None
     ship: Ship | None = None
     dtype: Literal["auto", "stored", "bfloat16", "float16", "float32"] = "auto"
@@ -219,6 +257,12 @@ class Recipe(_Section):
                 raise ValueError(str(error)) from None
         return value if value is None else str(value)
 
+    @model_validator(mode="after")
+    def _one_training(self) -> Recipe:
+        if self.accel is not None and self.recover is not None:
+            raise ValueError("accel trains between its cuts, and recover after one: give one of the two sections")
+        return self
+
     @property
     def limit(self) -> int | None:
         """`memory` in bytes."""
@@ -237,6 +281,10 @@ class Recipe(_Section):
             _override(value, override)
         return parse(cls, value, str(path))._with_paths(path.absolute().parent)
 
+    def resolved(self) -> Recipe:
+        """The recipe with local paths made absolute, from the working directory."""
+        return self._with_paths(Path.cwd())
+
     def _with_paths(self, folder: Path) -> Recipe:
         """Local paths made absolute, so that the recipe means the same from everywhere."""
 
@@ -251,11 +299,16 @@ class Recipe(_Section):
         if recover is not None:
             target = None if recover.target is None else find(recover.target)
             recover = recover.model_copy(update={"pool": find(recover.pool), "target": target})
+        accel = self.accel
+        if accel is not None:
+            teacher = None if accel.teacher is None else find(accel.teacher)
+            accel = accel.model_copy(update={"pool": find(accel.pool), "teacher": teacher})
         return self.model_copy(
             update={
                 "model": find(self.model),
                 "data": find(self.data),
                 "prove": self.prove.model_copy(update=prove),
+                "accel": accel,
                 "recover": recover,
             }
         )
@@ -264,7 +317,9 @@ class Recipe(_Section):
         """What it reads: paths, and names of models and data."""
         recover = self.recover
         recovery = [] if recover is None else [recover.pool, *([recover.target] if recover.target else [])]
-        return [self.model, self.data, *self.prove.texts, *self.prove.tasks, *recovery]
+        accel = self.accel
+        training = [] if accel is None else [accel.pool, *([accel.teacher] if accel.teacher else [])]
+        return [self.model, self.data, *self.prove.texts, *self.prove.tasks, *recovery, *training]
 
     def dump(self) -> str:
         """The resolved recipe as YAML, defaults and all."""

@@ -27,6 +27,7 @@ FLOORS = {
     "prove.limit": 24,
     "recover.rows": 120,
     "recover.tokens": 4000,
+    "accel.tokens": 20000,
 }
 SHARE = 0.85  # of the minutes that the estimate may fill: loading, reading and writing are not in it
 _NEAR = 0.02  # of what is allowed: so close is close enough
@@ -135,6 +136,8 @@ def _numbers(recipe: Recipe) -> dict[str, Any]:
         found["recover.rows"] = len(pool_of(recipe).rows)
         found["recover.tokens"] = recipe.recover.tokens
         found["recover.budget"] = recipe.recover.budget
+    if recipe.accel is not None:
+        found["accel.tokens"] = recipe.accel.tokens
     return {name: value for name, value in found.items() if value}
 
 

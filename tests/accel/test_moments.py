@@ -98,7 +98,9 @@ def test_a_step_after_the_cut_is_the_step_of_the_masked_model(variant: str, monk
     wanted = carry(masked, model, prune(model, plan), plan, "keep")
     assert found.keys() == wanted.keys() and any(name.startswith("exp_avg_sq.") for name in found)
     for name, value in found.items():
-        if name.endswith("k_proj.bias"):  # attention does not depend on it but for RoPE: its gradient is rounding errors
+        if name.endswith(
+            "k_proj.bias"
+        ):  # attention does not depend on it but for RoPE: its gradient is rounding errors
             continue
         torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
     assert any(found[name].shape != state[name].shape for name in found if name.startswith("exp_avg."))

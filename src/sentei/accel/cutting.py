@@ -48,13 +48,14 @@ class Cutting:
     trained: Trained
     progress: Progress
 
-    def cut(self, stage: int, before: Path | None, out: Path) -> None:
+    def cut(self, stage: int, before: Path | None, out: Path, profile: Path) -> None:
         """Writes `plan.json` (from the dense model), `state.safetensors` and `cut.json` (seconds of each part).
 
         Args:
             stage: its number, from 1.
             before: the directory of the finished stage before it; None: there is none.
-            out: where to. The first stage also leaves the profile of the dense model there.
+            out: where to.
+            profile: where the first stage leaves the profile of the dense model.
         """
         seconds, started = {}, time.monotonic()
 
@@ -77,7 +78,7 @@ class Cutting:
             if first is not None:
                 name = f"{self.dense.name}, stage {stage - 1}"
                 loaded = Loaded(model, self.dense.tokenizer, name, digest(model, self.dense.tokenizer))
-            planned = self._planned(loaded, size, out if first is None else None, took)
+            planned = self._planned(loaded, size, profile if first is None else None, took)
             tokens = self.windows.ids.numel()
             small = cut(loaded, planned, self.windows, tokens=tokens, progress=self.progress)
             took("cut")
@@ -98,7 +99,7 @@ class Cutting:
             progress=self.progress,
         )
         if keep is not None:
-            profile.save(keep / "profile")
+            profile.save(keep, overwrite=True)
         took("measure")
         planned = plan(profile, sized(self.budget, size), seed=self.settings.seed, **self.prune)
         took("plan")

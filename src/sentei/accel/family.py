@@ -21,7 +21,8 @@ class Family:
     """What accel made.
 
     Attributes:
-        directory: `stage-NN/` of each stage that ended well: `model/`, which loads like any other, and `stage.json`.
+        directory: `stage-NN/done/` of each stage that ended well: `model/`, which loads like any other, with what was
+            measured of it in `stage.json`; and `profile/`, of the dense model.
         stages: the contents of these files, in order.
         stopped: "finished", or "diverged" at a stage, whose model is not among them.
         note: what a person should know about the end.
@@ -36,7 +37,7 @@ class Family:
 
     def model(self, stage: int) -> Path:
         """The directory of a stage's model; the first is 1."""
-        return stage_dir(self.directory, stage) / "model"
+        return stage_dir(self.directory, stage) / "done" / "model"
 
 
 def stage_dir(directory: Path, stage: int) -> Path:

@@ -1,9 +1,9 @@
-"""`accel`: cut a little, train a little, and again. Source: Adapt-Accel (arXiv 2502.03460); what differs:
+"""`accel`: cut a little, train a little, and again.
 
-Adam's moments are cut with the weights (`sentei.accel.moments`); importance is measured again at every stage on one
-small set; each stage is planned for what shall be left of the *dense* model, so that what a unit was too large for is
-not lost but asked for again, and KV groups go where rounding per stage would keep them for ever; the dense model is the
-teacher.
+Source: Adapt-Accel (arXiv 2502.03460). What differs: Adam's moments are cut with the weights (`sentei.accel.moments`);
+importance is measured again at every stage on one small set; each stage is planned for what shall be left of the *dense*
+model, so that what a unit was too large for is not lost but asked for again, and KV groups go where rounding per stage
+would keep them for ever; the dense model is the teacher.
 
 A stage is three directories in the place of work: `cut/`, `checkpoint/` and `done/`. The first and the last appear
 whole, and what follows reads them from there, so that a run that was killed at any moment ends with the same bits.
@@ -137,7 +137,7 @@ class _Run:
                     history = self._stage(stage)
                 if history.stopped == "diverged":
                     return self._stopped(family, stage, history)
-            family.stages.append(read_json(done / "stage.json"))
+            family.stages.append(read_json(done / "model" / "stage.json"))
         return family
 
     def _stopped(self, family: Family, stage: int, history: History) -> Family:
@@ -158,7 +158,7 @@ class _Run:
         if not (place / "cut").is_dir():
             before = stage_dir(self.work, stage - 1) / "done" if stage > 1 else None
             with replaced_dir(place / "cut") as scratch:
-                self.cutting.cut(stage, before, scratch)
+                self.cutting.cut(stage, before, scratch, self.work / "profile")
         plan, tensors = Plan.load(place / "cut" / "plan.json"), load_state(place / "cut" / "state.safetensors")
         model = rebuilt(self.dense.model, plan, tensors, self.trained.base)
         adapted = self.trained.wrap(model, tensors)
@@ -179,12 +179,13 @@ class _Run:
             found = evidence(self.dense.model, plain, rows, self.judging, place / "scores", self.progress)
             save(plain, scratch / "model", tokenizer=self.dense.tokenizer, plan=plan)
             seconds["evidence"] = round(time.monotonic() - started, 3)
-            write_json(scratch / "stage.json", self._record(stage, plan, history, seconds) | {"evidence": found})
+            record = self._record(stage, plan, history, seconds) | {"evidence": found}
+            write_json(scratch / "model" / "stage.json", record)
         for left in (place / "cut", place / "checkpoint", place / "scores"):
             remove(left)
         if stage > 1:
             remove(stage_dir(self.work, stage - 1) / "done" / "state.safetensors")
-        self._tell(read_json(place / "done" / "stage.json"))
+        self._tell(read_json(place / "done" / "model" / "stage.json"))
         return history
 
     def _trainer(self, stage: int, adapted: Any, model: Any, directory: Path) -> Trainer:
@@ -240,9 +241,11 @@ class _Run:
         """One line, and one event: loss and size as they are now."""
         first, last = record["curve"][0]["heldout"], record["curve"][-1]["heldout"]
         jsd = record["evidence"]["rows"]["jsd"]
-        self.progress.event("accel", **{key: record[key] for key in ("stage", "block_params", "share", "tokens_so_far")})
+        self.progress.event(
+            "accel", **{key: record[key] for key in ("stage", "block_params", "share", "tokens_so_far")}
+        )
         self.progress.say(
-            f"  stage {record['stage']}: {record['share']:.1%} of the block params, held-out loss {first:.3f} after the "
-            f"cut, {last:.3f} after {record['tokens']:,} tokens"
+            f"  stage {record['stage']}: {record['share']:.1%} of the block params, held-out loss {first:.3f} after "
+            f"the cut, {last:.3f} after {record['tokens']:,} tokens"
             + ("" if jsd is None else f"; {jsd:.4f} nats from the dense model")
         )

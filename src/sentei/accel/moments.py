@@ -83,7 +83,9 @@ def _cut(tensors: Mapping[str, Tensor], kind: str, model: Any, plan: Plan) -> Te
         model,
         {
             id(param): nn.Parameter(
-                torch.zeros_like(param, dtype=torch.float32) if (value := known[name]) is None else value.to(param.device),
+                torch.zeros_like(param, dtype=torch.float32)
+                if (value := known[name]) is None
+                else value.to(param.device),
                 requires_grad=False,
             )
             for name, param in model.named_parameters()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from sentei.accel.settings import Slices, Targets
 from sentei.errors import InputError
@@ -43,7 +43,7 @@ def shares(stages: int, kind: Slices) -> list[float]:
     if kind == "linear":
         return [2 * k / (stages * (stages + 1)) for k in range(1, stages + 1)]
     quarter = [math.cos(math.pi * k / (2 * stages)) for k in range(stages + 1)]
-    return [a - b for a, b in zip(quarter[:-1], quarter[1:], strict=True)]
+    return [a - b for a, b in pairwise(quarter)]
 
 
 def divide(sizes: Sequence[int], parts: Sequence[float]) -> list[range]:
@@ -59,7 +59,7 @@ def divide(sizes: Sequence[int], parts: Sequence[float]) -> list[range]:
     total, edges = sum(sizes), [0.0, *accumulate(parts)]
     middles = [end - size / 2 for end, size in zip(accumulate(sizes), sizes, strict=True)]
     found = []
-    for stage, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True), 1):
+    for stage, (low, high) in enumerate(pairwise(edges), 1):
         high = high if stage < len(parts) else math.inf
         inside = [at for at, middle in enumerate(middles) if low * total <= middle < high * total]
         if not inside:
@@ -96,6 +96,6 @@ def check_steps(dense: int, sizes: Sequence[int], unit: int) -> None:
             most = (dense - sizes[-1]) // unit
             mend = f"at most {most:,} stages of equal steps do" if most else "remove more, with a smaller --to"
             raise InputError(
-                f"stage {stage} of {len(sizes)} goes from {before:,} to {after:,} and removes nothing: the smallest unit "
-                f"has {unit:,}; {mend}"
+                f"stage {stage} of {len(sizes)} goes from {before:,} to {after:,} and removes nothing: the smallest "
+                f"unit has {unit:,}; {mend}"
             )

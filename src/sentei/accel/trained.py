@@ -14,7 +14,6 @@ from sentei.families import family_of
 from sentei.plan import Plan
 from sentei.recover.tune.adapters import ADAPTERS
 
-
 FULL_RATE = 1e-4  # of full training between cuts; that of `tune`'s adapter of that name is for a whole model
 
 

@@ -26,6 +26,7 @@ VERBS = (
     "cut",
     "select",
     "tune",
+    "accel",
     "eval",
     "fit",
     "frontier",

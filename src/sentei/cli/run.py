@@ -54,7 +54,7 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
     """Runs, and prints the figures and where everything is.
 
     Raises:
-        QualityError: the tuning diverged, or made the model worse and the recipe says `strict`; the run is complete.
+        QualityError: the training diverged, or made the model worse and the recipe says `strict`; the run is complete.
     """
     from sentei.errors import QualityError
     from sentei.report.formats import read_report
@@ -68,6 +68,9 @@ def show(out: Path, work: Callable[[], dict[str, Any]], format: Format) -> None:
     recovery = report.get("recovery")
     if recovery and recovery["tune"]["stopped"] == "diverged":
         raise QualityError(recovery["tune"]["note"])
+    accel = report.get("accel")
+    if accel and accel["stopped"] == "diverged":
+        raise QualityError(accel["note"])
     strict = report["recipe"].get("recover", {}).get("strict")
     if recovery and recovery["yardstick"]["kept"] == "pruned" and strict:
         why = recovery["yardstick"]["reason"]
@@ -84,6 +87,8 @@ def show_report(out: Path, report: dict[str, Any]) -> None:
     paths = {"report": "report.html", "figures": "report.json", "model": "model"}
     if "recovery" in report:
         paths["data"] = "selection.html"
+    if "accel" in report:
+        paths["every stage"] = "family"
     paths |= {export["route"]: export["file"] for export in report.get("exports", [])}
     for name, path in paths.items():
         typer.echo(f"{name:13}{out / path}")

@@ -40,7 +40,7 @@ def how_to_go_on(verb: str | None, given: Mapping[str, Any]) -> str:
         given: values of its options by parameter.
     """
     place = shlex.quote(str(given.get("run_directory") or given.get("out")))
-    if verb in ("run", "resume"):
+    if verb in ("run", "accel", "resume"):
         trusted = " --trust-remote-code" if given.get("trust_remote_code") else ""
         return f"`sentei resume {place}{trusted}` goes on where it was"
     if verb in ("fit", "frontier"):

@@ -31,6 +31,7 @@ def build(
     seconds: Mapping[str, float],
     recovery: Mapping[str, Any] | None = None,
     exports: Sequence[Mapping[str, Any]] = (),
+    accel: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of report.json.
 
@@ -42,6 +43,7 @@ def build(
         seconds: how long each stage took.
         recovery: see `sentei.report.recovery.collect`; None where there was none.
         exports: what the stage `ship` wrote into exports.json.
+        accel: what the stage `accel` wrote into accel.json; None where there was one cut.
     """
     figures = collect(evidence)
     mean = mean_accuracy(figures)
@@ -69,6 +71,7 @@ def build(
         "average_accuracy": dict(zip(ROLES, mean.values if mean else [], strict=False)),
         **({"mean_accuracy": mean.to_json()} if mean else {}),
         "blocks": blocks(plan, profile),
+        **({} if accel is None else {"accel": dict(accel)}),
         **({"exports": list(exports)} if exports else {}),
         "predictions": [*_predictions(_dtype(profile), plan, models, figures), *_served(plan, exports)],
         **({"calibrated_on": evidence["calibrated_on"]} if "calibrated_on" in evidence else {}),

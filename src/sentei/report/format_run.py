@@ -10,6 +10,7 @@ from typing_extensions import NotRequired
 
 from sentei.errors import unknown
 from sentei.report.figures import UNITS
+from sentei.report.format_accel import AccelRecord
 from sentei.report.format_parts import BlockRow, Exact, Maybe
 from sentei.report.format_recovery import Recovery
 from sentei.schema import Count, Interval, Number
@@ -177,6 +178,7 @@ class RunReport(Exact):
     seconds: dict[str, Number]
     recipe: Asked
     recovery: NotRequired[Recovery]
+    accel: NotRequired[AccelRecord]
     calibrated_on: NotRequired[dict[str, Number]]
     exports: NotRequired[list[Exported]]
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from sentei.progress import duration
-from sentei.report import exports, picture
+from sentei.report import accel, exports, picture
 from sentei.report.figures import Change, Figure, mean_accuracy, scaled, show
 from sentei.report.page import page, scrolled
 from sentei.report.recovery import in_words, section, tile
@@ -28,11 +28,11 @@ def render(report: Mapping[str, Any]) -> str:
     """The page."""
     figures = [Figure.from_json(row) for row in report["figures"]]
     recovery = report.get("recovery")
-    sheets = ("bars.css", "recovery.css") if recovery else ()
+    sheets = ("bars.css", "recovery.css") if recovery or "accel" in report else ()
     title = escape(f"{report['model']}, pruned" + (" and recovered" if recovery else ""))
     body = (
         f"{_header(report, figures)}{_removed(report)}{_figures(report, figures)}"
-        f"{section(recovery) if recovery else ''}"
+        f"{section(recovery) if recovery else ''}{accel.section(report['accel']) if 'accel' in report else ''}"
         f"{exports.section(report.get('exports', []))}{_predictions(report)}{_how(report)}"
         f"<footer>Made by sentei {escape(report['sentei'])}. Every figure of this page is in report.json.</footer>"
     )

@@ -68,6 +68,7 @@ STAGES: Registry[Stage] = Registry(
         "measure": "sentei.stages.spine:MEASURE",
         "plan": "sentei.stages.spine:PLAN",
         "cut": "sentei.stages.spine:CUT",
+        "accel": "sentei.stages.accel:ACCEL",
         "select": "sentei.stages.recover:SELECT",
         "tune": "sentei.stages.recover:TUNE",
         "compare": "sentei.stages.recover:COMPARE",

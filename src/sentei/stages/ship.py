@@ -27,7 +27,7 @@ def _ship(context: Context) -> dict[str, Any]:
     from sentei.ship.export import export
 
     ship = _section(context.recipe)
-    last = "compare" if "compare" in context.before else "cut"
+    last = next(name for name in ("compare", "accel", "cut") if name in context.before)
     path, limit = context.before[last] / "model", context.recipe.limit
     small = path if limit is not None else load(path, dtype="stored", device="cpu")
     exports = []
@@ -110,7 +110,7 @@ SHIP = Stage(
     reads=lambda r: r.ship and r.ship.model_dump(),
     check=_check_ship,
     suits=ship_suits,
-    after=("cut", "compare"),
+    after=("cut", "accel", "compare"),
     wanted=lambda r: r.ship is not None,
     publishes=("exports",),
     optional=True,

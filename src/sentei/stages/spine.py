@@ -124,7 +124,7 @@ def _prove(context: Context) -> dict[str, Any]:
 
     recipe = context.recipe
     settings = recipe.prove.model_dump(exclude={"speed"})
-    made = [context.before[name] / "model" for name in ("cut", "tune") if name in context.before]
+    made = [context.before[name] / "model" for name in ("cut", "accel", "tune") if name in context.before]
     evidence = evaluate(
         [recipe.model, *made],
         with_speed=recipe.prove.speed and recipe.memory is None,  # read block by block, it has none
@@ -201,6 +201,7 @@ def _report(context: Context) -> dict[str, Any]:
     from sentei.measure.profile import Profile
     from sentei.plan import Plan
     from sentei.report.build import build
+    from sentei.report.format_accel import AccelRecord
     from sentei.report.format_evidence import Evidence
     from sentei.report.format_run import Exported
     from sentei.report.html import render
@@ -213,14 +214,16 @@ def _report(context: Context) -> dict[str, Any]:
     if context.recipe.recover is not None:
         recovery = collect(context.recipe.recover, stages["select"], stages["tune"], stages["compare"], seconds)
     exports = read(stages["ship"] / "exports.json", list[Exported]) if "ship" in stages else []
+    accel = read(stages["accel"] / "accel.json", AccelRecord) if "accel" in stages else None
     report = build(
         recipe=context.recipe,
-        profile=Profile.load(stages["measure"] / "profile"),
-        plan=Plan.load(stages["plan"] / "plan.json"),
+        profile=Profile.load(stages["accel" if accel else "measure"] / "profile"),
+        plan=Plan.load(stages["accel" if accel else "plan"] / "plan.json"),
         evidence=read(stages["prove"] / "evidence.json", Evidence),
         seconds=seconds,
         recovery=recovery,
         exports=exports,
+        accel=accel,
     )
     if context.failed:
         report["failed"] = dict(context.failed)
@@ -229,11 +232,17 @@ def _report(context: Context) -> dict[str, Any]:
     return {}
 
 
+def _in_one_cut(recipe: Recipe) -> bool:
+    """Whether there is one cut of a measured model; `accel` measures, plans and cuts in its own stage."""
+    return recipe.accel is None
+
+
 MEASURE = Stage(
     _measure,
     reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
     check=_check_data,
     suits=checks.measure_suits,
+    wanted=_in_one_cut,
     tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,
 )
 PLAN = Stage(
@@ -246,6 +255,7 @@ PLAN = Stage(
     ],
     check=checks.check_parts,
     suits=checks.plan_suits,
+    wanted=_in_one_cut,
     after=("measure",),
     tokens=_plan_tokens,
 )
@@ -253,6 +263,7 @@ CUT = Stage(
     _cut,
     reads=lambda r: None,
     suits=checks.cut_suits,
+    wanted=_in_one_cut,
     after=("measure", "plan"),
     tokens=lambda r: estimate.CUT * _calibration(r),
     publishes=("model",),
@@ -262,12 +273,12 @@ PROVE = Stage(
     reads=lambda r: [r.prove.model_dump(), [fingerprint(source) for source in [*r.prove.texts, *r.prove.tasks]]],
     check=_check_evidence,
     suits=checks.prove_suits,
-    after=("cut", "tune"),
+    after=("cut", "accel", "tune"),
     tokens=_prove_tokens,
 )
 REPORT = Stage(
     _report,
     reads=lambda r: r.recover and [r.recover.watts, r.recover.price_per_hour, r.recover.currency],
-    after=("measure", "plan", "cut", "select", "tune", "compare", "prove", "ship"),
+    after=("measure", "plan", "cut", "accel", "select", "tune", "compare", "prove", "ship"),
     publishes=("report.html", "report.json"),
 )
