@@ -1,7 +1,7 @@
 """`accel`: cut a little, train a little, and again.
 
 Source: Adapt-Accel (arXiv 2502.03460). What differs: Adam's moments are cut with the weights (`sentei.accel.moments`);
-importance is measured again at every stage on one small set; each stage is planned for what shall be left of the *dense*
+importance is measured again at every stage on one small set; each stage is planned for what is left of the *dense*
 model, so that what a unit was too large for is not lost but asked for again, and KV groups go where rounding per stage
 would keep them for ever; the dense model is the teacher.
 

@@ -45,10 +45,11 @@ class Guard:
 
     Args:
         patience: evaluations without a better held-out loss before an early stop; None: never.
+        keeps_best: whether the best state is what a training ends with, which is said where it diverges.
     """
 
-    def __init__(self, patience: int | None = 3) -> None:
-        self.history, self.patience = History(), patience
+    def __init__(self, patience: int | None = 3, *, keeps_best: bool = True) -> None:
+        self.history, self.patience, self.keeps_best = History(), patience, keeps_best
 
     def may_step(self, step: int, loss: float, norm: float) -> bool:
         """Whether loss and norm of the gradient are numbers; a step of others is not made and ends the training.
@@ -104,9 +105,9 @@ class Guard:
         return True
 
     def _diverged(self, what: str) -> None:
-        best = self.history.best
+        best = f"kept is the best state before, after {self.history.best['tokens']:,.0f} tokens; "
         self.history.stopped = "diverged"
         self.history.note = (
-            f"training diverged: {what}; kept is the best state before, after {best['tokens']:,.0f} tokens; "
-            "lower --learning-rate, or use bfloat16 instead of float16"
+            f"training diverged: {what}; {best if self.keeps_best else ''}lower --learning-rate, or use bfloat16 instead "
+            "of float16"
         )

@@ -82,7 +82,7 @@ class Trainer:
         self.buffers = {name: value for name, value in model.state_dict().items() if not value.is_floating_point()}
         self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.params]
         self.optimizer = torch.optim.AdamW(self.masters, lr=learning_rate, betas=BETAS, weight_decay=0.0)
-        self.guard = Guard(patience)
+        self.guard = Guard(patience, keeps_best=keep == "best")
         self.best: list[Tensor] = []
         self.step = 0
 
