@@ -93,7 +93,7 @@ def wanted(dense: Loaded, texts: list[str], tmp_path_factory: pytest.TempPathFac
 def test_killed_anywhere_it_ends_with_the_same_bits(
     dense: Loaded, texts: list[str], wanted: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
-    """At the n-th of: a cut that begins, one that is done, every fifth step, a stage whose directory is being written."""
+    """At the n-th of: a cut that begins, one that is done, a fifth step, a stage whose directory is being written."""
     calls = [0]
 
     def dying(real: Any, every: int = 1) -> Any:

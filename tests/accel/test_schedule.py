@@ -55,9 +55,7 @@ def test_the_rate_warms_up_stays_and_falls() -> None:
 
 def test_a_stage_that_removes_nothing_is_refused() -> None:
     check_steps(1000, targets(1000, 500, 5, "linear"), 100)
-    with pytest.raises(
-        InputError, match="stage 1 of 6 goes from 1,000 to 917 and removes nothing: .* at most 5 stages"
-    ):
+    with pytest.raises(InputError, match=r"stage 1 of 6 goes from 1,000 to 917 and removes .* at most 5 stages"):
         check_steps(1000, targets(1000, 500, 6, "linear"), 100)
-    with pytest.raises(InputError, match="stage 1 of 1 goes from 1,000 to 990 .* remove more, with a smaller --to"):
+    with pytest.raises(InputError, match=r"stage 1 of 1 goes from 1,000 to 990 .* remove more, with a smaller --to"):
         check_steps(1000, [990], 100)

@@ -108,6 +108,6 @@ class Guard:
         best = f"kept is the best state before, after {self.history.best['tokens']:,.0f} tokens; "
         self.history.stopped = "diverged"
         self.history.note = (
-            f"training diverged: {what}; {best if self.keeps_best else ''}lower --learning-rate, or use bfloat16 instead "
-            "of float16"
+            f"training diverged: {what}; {best if self.keeps_best else ''}lower --learning-rate, or use bfloat16 "
+            "instead of float16"
         )
