@@ -15,7 +15,8 @@ import pytest
 from sentei.errors import InputError
 from sentei.files import told_as, write_json, write_text
 from sentei.marks import MARK, replaceable
-from sentei.outputs import atomic_dir, atomic_output, check_output, claimed, locked, replaced_dir, work_dir
+from sentei.outputs import atomic_dir, atomic_output, claimed, locked, replaced_dir, work_dir
+from sentei.places import check_output
 
 
 def made(path: Path, text: str = "one") -> Path:

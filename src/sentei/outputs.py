@@ -1,4 +1,4 @@
-"""Outputs: refused before any work where they cannot be, made beside their place, and swapped in when they are whole.
+"""Outputs: made beside their place, and swapped in when they are whole; `sentei.places` refuses bad ones before.
 
 Beside an output `OUT` lies `.OUT.sentei/` while a process makes it: a lock, the new result, and the old one while the
 two change places. Who holds the lock owns what lies there, so whoever takes it next puts back or sweeps what a dead
@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +19,11 @@ from filelock import FileLock, Timeout
 
 from sentei.errors import InputError
 from sentei.files import hash_json, mended, told_as
-from sentei.marks import replaceable, write_mark
+from sentei.marks import write_mark
+from sentei.places import check_output
 
 LINK_BYTES = 1 << 20  # published files above this are hard links, not copies
 WORK_DAYS = 7.0  # work that nobody went on with for so long is abandoned
-
-
-def check_output(
-    path: Path,
-    *,
-    inputs: Iterable[str | Path | None] = (),
-    overwrite: bool = False,
-    ours: Callable[[Path], object] = replaceable,
-) -> Path:
-    """Refuses a bad place for an output, before any work is done.
-
-    Args:
-        path: file or directory that will be written.
-        inputs: what is read: paths, or names of models and data, which are no paths and count for nothing.
-        overwrite: what sentei wrote at `path` may be replaced.
-        ours: raises an InputError for what must not be replaced; default: a directory that sentei did not write.
-
-    Raises:
-        InputError: `path` is the working directory, the home directory, an input, or above one of them, `overwrite`
-            or not; it is taken; or it cannot be written.
-    """
-    path = Path(path)
-    with mended(path):
-        refuse_place(path, inputs)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            if not overwrite:
-                raise InputError(f"{path} exists and is not empty; choose another --out, or pass --overwrite")
-            _refuse_other(path, ours)
-        elif path.exists() and not path.is_dir():
-            raise InputError(f"{path} is neither a file nor a directory; choose another --out")
-        probe(path)
-    return path
-
-
-def _refuse_other(path: Path, ours: Callable[[Path], object]) -> None:
-    try:
-        ours(path)
-    except InputError as error:
-        if ours is replaceable:
-            raise
-        raise InputError(
-            f"{path} is no earlier result of this kind, and --overwrite replaces nothing else ({error})"
-        ) from error
-
-
-def refuse_place(path: Path, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Refuses a place that holds what must not be replaced, through links as well. Raises as `check_output`."""
-    if not path.exists():
-        return
-    held = [("the working directory", Path.cwd()), ("the home directory", Path.home())]
-    held += [(f"the input {given}", Path(given).expanduser()) for given in inputs if given]
-    for what, place in held:
-        place = place.resolve()
-        for above in (place, *place.parents) if place.exists() else ():
-            if os.path.samefile(path, above):
-                relation = "is" if above == place else "holds"
-                raise InputError(f"{path} {relation} {what}, which is never replaced; choose another --out")
-
-
-def probe(path: Path) -> None:
-    """Makes and removes a directory where `path` will be. Raises as `check_output`."""
-    parent = path.resolve().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"{path} cannot be made: {parent} is a file; choose another --out")
-    with mended(path):
-        os.rmdir(tempfile.mkdtemp(prefix=f".{path.resolve().name}.", dir=parent))
 
 
 @contextlib.contextmanager

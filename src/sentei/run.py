@@ -17,7 +17,8 @@ import sentei
 from sentei.errors import InputError, for_shell
 from sentei.files import hash_json, write_json
 from sentei.machine import describe
-from sentei.outputs import check_output, locked, probe, publish, refuse_place, remove, replaced_dir
+from sentei.outputs import locked, publish, remove, replaced_dir
+from sentei.places import check_output, probe, refuse_place
 from sentei.progress import Progress, TerminalProgress, duration, shown
 from sentei.recipe import Recipe
 from sentei.record import MachineRecord, read_record

@@ -212,7 +212,7 @@ def test_exceptions_become_one_line(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("sentei.outputs.check_output", fail)
+    monkeypatch.setattr("sentei.places.check_output", fail)
     result = sentei("measure", "m", "--data", "d", "--out", "o")
     assert result.code == code and words in result.err and len(result.err.splitlines()) == 1
     monkeypatch.setattr(sys, "argv", ["sentei", "measure", "m", "--data", "d", "--out", "o", "--debug"])

@@ -187,12 +187,13 @@ def hold(
         out: the output.
         inputs: what the verb reads.
         overwrite: what sentei wrote there may be replaced.
-        check: refuses; default: `sentei.outputs.check_output`.
+        check: refuses; default: `sentei.places.check_output`.
 
     Raises:
         InputError: the place is bad, or another process works on it.
     """
-    from sentei.outputs import check_output, claimed
+    from sentei.outputs import claimed
+    from sentei.places import check_output
 
     (check or check_output)(out, inputs=inputs, overwrite=overwrite)
     _HELD.get().enter_context(claimed(out))

@@ -50,7 +50,7 @@ def plan_command(
     format: FormatOption = Format.text,
 ) -> None:
     """Decide what each block keeps: seconds, no model needed. Prints what and why."""
-    from sentei.outputs import check_output
+    from sentei.places import check_output
     from sentei.plan import Budget, Plan
     from sentei.schema import parse
 

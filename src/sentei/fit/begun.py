@@ -11,7 +11,8 @@ from sentei.errors import InputError
 from sentei.files import write_json
 from sentei.machine import describe
 from sentei.marks import write_mark
-from sentei.outputs import atomic_dir, check_output, probe, refuse_place
+from sentei.outputs import atomic_dir
+from sentei.places import check_output, probe, refuse_place
 from sentei.schema import EXACT, read
 
 RUN = "run.json"

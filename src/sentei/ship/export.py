@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sentei.errors import InputError, QualityError
 from sentei.families.streamed import streamed_blocks
 from sentei.files import check_space, write_json, write_text
+from sentei.marks import replaceable
 from sentei.memory import check_memory, held
-from sentei.outputs import atomic_dir, atomic_output, check_output, claimed, replaceable
+from sentei.outputs import atomic_dir, atomic_output, claimed
+from sentei.places import check_output
 from sentei.progress import Progress, shown
 from sentei.ship import ROUTES
 from sentei.ship.base import Options, Route, worst_delta

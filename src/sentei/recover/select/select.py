@@ -20,7 +20,8 @@ from sentei.inference.walk import check_walk
 from sentei.memory import check_memory
 from sentei.models.identity import hash_tokenizer
 from sentei.models.load import Loaded, context_length
-from sentei.outputs import check_output, work_dir
+from sentei.outputs import work_dir
+from sentei.places import check_output
 from sentei.progress import Progress, shown
 from sentei.recover.select.cluster import Clustering, cluster
 from sentei.recover.select.damage import TOP, score
