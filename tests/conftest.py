@@ -16,7 +16,7 @@ import torch
 
 from sentei.models.load import Loaded, digest, load
 from sentei.plan import Plan
-from tiny import GROUPED, VARIANTS, make_plan, tiny_model, tiny_tokenizer
+from tiny import GROUPED, PLAIN, VARIANTS, make_plan, tiny_model, tiny_tokenizer
 
 ALL_THREADS = os.cpu_count() or 1
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it, and what the tests start would too
@@ -34,6 +34,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(params=sorted(VARIANTS))
 def tiny(request: pytest.FixtureRequest) -> Any:
     """One tiny model after the other: every family, with and without biases, ties and windows."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=PLAIN)
+def plain(request: pytest.FixtureRequest) -> Any:
+    """The same of those without experts."""
     return tiny_model(request.param)
 
 

@@ -29,6 +29,8 @@ SIZES: dict[str, Any] = {
 ROPE: dict[str, Any] = {"rope_theta": 1e4, "rope_type": "default"}
 SIXES: dict[str, Any] = {"hidden_size": 48}  # no remainder: these classes check it, also for the dense model
 MHA: dict[str, Any] = {"hidden_size": 48, "num_key_value_heads": ..., "head_dim": ...}  # and have no such keys
+EXPERTS: dict[str, Any] = {**SIXES, "num_experts_per_tok": 2}  # fused products want rows of 16 bytes
+QWEN3_MOE: dict[str, Any] = {**EXPERTS, "num_experts": 4}
 ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -51,11 +53,16 @@ ALL: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-partial": ("phi3", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}),
     "gpt2": ("gpt2", MHA),
     "gpt_neox": ("gpt_neox", MHA),
+    "mixtral": ("mixtral", {**EXPERTS, "num_local_experts": 4}),
+    "qwen3_moe": ("qwen3_moe", {**QWEN3_MOE, "moe_intermediate_size": 24, "norm_topk_prob": True}),
+    "qwen3_moe-mixed": ("qwen3_moe", {**QWEN3_MOE, "moe_intermediate_size": 16, "mlp_only_layers": [1]}),
     "gpt_neox-serial": ("gpt_neox", {**MHA, "use_parallel_residual": False}),
 }
 
 
 VARIANTS = {name: variant for name, variant in ALL.items() if FAMILIES[variant[0]].installed}
+MIXTURES = sorted(name for name in VARIANTS if FAMILIES[VARIANTS[name][0]].ffn_part.experts)
+PLAIN = sorted(set(VARIANTS) - set(MIXTURES))
 # Whose query heads can be thinned within a KV group.
 GROUPED = sorted(set(VARIANTS) - {"olmo2", "gpt2", "gpt_neox", "gpt_neox-serial"})
 

@@ -17,6 +17,7 @@ from sentei.schema import LARGEST, Positive
 if TYPE_CHECKING:
     from sentei.plan import ModelShape
 
+EXPERT_MULTIPLE = 8  # channels of fused experts: the grouped products of stock classes want rows of 16 bytes
 Metric = Literal["params", "flops", "bytes"]
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 _SIZES = {"": 1, "b": 1, **{f"{letter}b": 1000**i for i, letter in enumerate("kmgt", 1)}}
@@ -98,6 +99,7 @@ class Limits(_Frozen):
         skip_parts: a whole attention or FFN part may go (but never the attention of block 0).
         qk_norm: norms on q and k (Qwen3) have a place in the engine's format.
         low_rank: a matrix may be stored as a product.
+        experts: the engine's format, as far as sentei writes it, has mixtures of experts.
     """
 
     ffn_multiple: int = Field(default=1, ge=1)
@@ -106,20 +108,21 @@ class Limits(_Frozen):
     skip_parts: bool = True
     qk_norm: bool = True
     low_rank: bool = False
+    experts: bool = False
 
     def legal(self) -> Limits:
-        """What of this decides which units may go: norms and ranks do not."""
-        return self.model_copy(update={"qk_norm": True, "low_rank": False})
+        """What of this decides which units may go: norms, ranks and experts do not."""
+        return self.model_copy(update={"qk_norm": True, "low_rank": False, "experts": False})
 
 
 # GGUF: K-quants want rows of 256; 32 (`ffn_multiple`) is enough for F16, BF16 and Q8_0. The others read nemotron-nas,
 # which says an FFN width as a factor of the hidden size that engines round up to 256.
 ENGINES: dict[str, Limits] = {
-    "transformers": Limits(low_rank=True),
+    "transformers": Limits(low_rank=True, experts=True),
     "onnx": Limits(low_rank=True),
     "openvino": Limits(low_rank=True),
     "gguf": Limits(ffn_multiple=256),
-    "uniform": Limits(uniform=True, skip_parts=False),
+    "uniform": Limits(uniform=True, skip_parts=False, experts=True),
     **{
         name: Limits(ffn_multiple=256, fixed_query_heads=True, qk_norm=False)
         for name in ("vllm", "sglang", "trtllm", "mlx")

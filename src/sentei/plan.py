@@ -7,6 +7,9 @@ plan is priced without building a model.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,7 +47,8 @@ class BlockShape(_Frozen):
     """Sizes of one decoder block. `kv_groups == 0`: no attention part; `ffn == 0`: no FFN part.
 
     `ranks` holds the matrices that are stored as a product, by name; all others are dense. `window`: the
-    tokens that its attention sees at most, where it slides.
+    tokens that its attention sees at most, where it slides. `experts`: channels of each expert, of a mixture; their
+    sum is `ffn`, and the channels are numbered through, one expert after the other.
     """
 
     kv_groups: Size
@@ -54,6 +58,13 @@ class BlockShape(_Frozen):
     down_bias: bool = False
     ranks: dict[str, Size] = {}
     window: Positive | None = None
+    experts: tuple[Positive, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BlockShape:
+        if self.experts and sum(self.experts) != self.ffn:
+            raise ValueError(f"experts have {sum(self.experts)} channels together, but ffn is {self.ffn}")
+        return self
 
     def sees(self, context: int) -> int:
         """Tokens that are kept and attended to, of `context` so far."""
@@ -70,6 +81,7 @@ class ModelShape(_Frozen):
         qk_norm: whether q and k are normalised; `qk_norm_over_heads`: over all heads, which then only go together.
         qkv_bias, o_bias, mlp_bias: biases of the dense architecture.
         positions: learnt positions.
+        top_k: experts that compute a token, in blocks that have any.
         storage: of the low-rank matrices.
         itemsize: bytes of a number in the dtype that the model is stored in.
     """
@@ -88,6 +100,7 @@ class ModelShape(_Frozen):
     ffn_norms: Size = 1
     norm_bias: bool = False
     positions: Size = 0
+    top_k: Size = 0
     storage: Storage = "factors"
     itemsize: Positive = 2
     blocks: Annotated[tuple[BlockShape, ...], Field(max_length=DEEPEST)]
@@ -98,7 +111,7 @@ class ModelShape(_Frozen):
         return [i for i, block in enumerate(self.blocks) if block.kv_groups or block.ffn]
 
     def matrices(self, block: BlockShape) -> dict[str, tuple[int, int]]:
-        """Rows and columns of the block's matrices; those of a removed part are left out."""
+        """Rows and columns of the block's matrices, all experts' as one; those of a removed part left out."""
         sizes: dict[str, tuple[int, int]] = {}
         if block.kv_groups:
             queries, keys = block.kv_groups * block.heads_per_group * self.head_dim, block.kv_groups * self.head_dim
@@ -132,12 +145,13 @@ class ModelShape(_Frozen):
         return self._matrix_params(block, ATTENTION_MATRICES) + own
 
     def ffn_params(self, block: BlockShape) -> int:
-        """Parameters of one FFN part, its norms included; 0 where the part is gone."""
+        """Parameters of one FFN part, its norms and its router included; 0 where the part is gone."""
         if not block.ffn:
             return 0
-        inner = (2 if self.gated else 1) * block.ffn
-        bias = (inner if self.mlp_bias else 0) + (self.hidden if block.down_bias or self.mlp_bias else 0)
-        return self._matrix_params(block, FFN_MATRICES) + self.ffn_norms * self._norm + bias
+        inner, outputs = (2 if self.gated else 1) * block.ffn, self.hidden * max(1, len(block.experts))
+        bias = (inner if self.mlp_bias else 0) + (outputs if block.down_bias or self.mlp_bias else 0)
+        router = self.hidden * len(block.experts)
+        return self._matrix_params(block, FFN_MATRICES) + self.ffn_norms * self._norm + bias + router
 
     def block_params(self) -> int:
         """Parameters of all blocks: embeddings, head and final norm left out."""
@@ -149,9 +163,18 @@ class ModelShape(_Frozen):
         return self.block_params() + rows * self.hidden + self._norm
 
     def flops(self, context: int) -> int:
-        """FLOPs of the blocks for one token that attends to `context` tokens (a multiply-add counts as two)."""
+        """FLOPs of the blocks for one token that attends to `context` tokens (a multiply-add counts as two).
+
+        Of experts those that compute it, of mean width: tokens are taken to be spread evenly.
+        """
         heads = ((b.kv_groups * b.heads_per_group, b.sees(context)) for b in self.blocks)
-        return 2 * self.block_params() + sum(4 * self.head_dim * count * seen for count, seen in heads)
+        attended = sum(4 * self.head_dim * count * seen for count, seen in heads)
+        return 2 * self.block_params() + attended - sum(map(self._idle, self.blocks))
+
+    def _idle(self, block: BlockShape) -> int:
+        """FLOPs of the matrices of experts that do not compute a token."""
+        idle = max(0, len(block.experts) - self.top_k)
+        return 2 * self._matrix_params(block, FFN_MATRICES) * idle // len(block.experts) if idle else 0
 
     def cache_bytes(self, batch: int, context: int, itemsize: int | None = None) -> int:
         """Bytes of the KV cache, in the model's own dtype or another; a sliding window is never exceeded."""
@@ -169,7 +192,8 @@ class BlockPlan(_Frozen):
     Attributes:
         kv_groups: indices of the kept KV groups, ascending.
         query_heads: per kept group, the indices (within the group) of its kept query heads; equally many in each.
-        ffn: indices of the kept FFN channels, ascending.
+        ffn: indices of the kept FFN channels, ascending; those of experts are numbered through, and an expert that
+            keeps none goes, with its row of the router.
         ranks: of the matrices that become a product, by name (`q_proj` … `down_proj`); all others stay dense.
         reason: why this much, in words.
     """
@@ -254,6 +278,8 @@ class Plan(BaseModel):
         shape = self.shape()
         for i, (kept, small) in enumerate(zip(self.blocks, shape.blocks, strict=True)):
             for name, rank in kept.ranks.items():
+                if small.experts and name in FFN_MATRICES:
+                    raise ValueError(f"block {i}: rank {rank} of {name}: experts have no low-rank matrices")
                 if name not in shape.matrices(small):
                     raise ValueError(f"block {i}: rank {rank} of {name}, which this architecture does not have")
                 if rank > min(shape.matrices(small)[name]):
@@ -289,6 +315,21 @@ class Plan(BaseModel):
         return hash_json(self.model_dump(mode="json"))
 
 
+def by_expert(channels: Sequence[int], experts: Sequence[int]) -> list[list[int]]:
+    """Channels that are numbered through as those of each expert, from 0; in the order given.
+
+    Args:
+        channels: of a block.
+        experts: how many channels each has; none: there are no experts.
+    """
+    ends = [*accumulate(experts)]
+    found: list[list[int]] = [[] for _ in experts]
+    for channel in channels if experts else ():
+        expert = bisect_right(ends, channel)
+        found[expert].append(channel - ends[expert] + experts[expert])
+    return found
+
+
 def planned_shape(
     dense: ModelShape, blocks: list[BlockPlan], *, bias: bool, storage: Storage = "factors"
 ) -> ModelShape:
@@ -301,6 +342,7 @@ def planned_shape(
                 kv_groups=len(plan.kv_groups),
                 heads_per_group=plan.heads_per_group,
                 ffn=len(plan.ffn),
+                experts=tuple(n for n in map(len, by_expert(plan.ffn, full.experts)) if n),
                 o_bias=full.o_bias or (bias and attention_cut and bool(plan.kv_groups)),
                 down_bias=full.down_bias or (bias and 0 < len(plan.ffn) < full.ffn),
                 ranks=plan.ranks,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sentei.errors import InputError
 from sentei.families import FAMILIES, family_of
 from sentei.families.surgery import prune
 from sentei.measure import measure
@@ -29,7 +30,9 @@ IDS = torch.randint(3, 128, (16, 24), generator=torch.Generator().manual_seed(3)
 
 @functools.cache
 def measured(variant: str) -> Profile:
-    return measure(tiny_model(variant), IDS, gradient_tokens=96, keep_grams=True)
+    model = tiny_model(variant)
+    experts = any(block.experts for block in family_of(model.config).shape(model.config).blocks)
+    return measure(model, IDS, gradient_tokens=96, keep_grams=not experts)
 
 
 def planned(variant: str, method: str, sparsity: float = 0.3) -> Plan:
@@ -47,7 +50,12 @@ def logits(model: Any) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_cut_save_load_and_generate(variant: str, method: str, tmp_path: Path) -> None:
-    model, made = tiny_model(variant), planned(variant, method)
+    model = tiny_model(variant)
+    if (variant, method) == ("qwen3_moe-mixed", "uniform"):
+        with pytest.raises(InputError, match="'uniform' wants all blocks alike, and block 1 of this model is not like"):
+            planned(variant, method)
+        return
+    made = planned(variant, method)
     small = cut(model, made, IDS)
     params = sum(p.numel() for p in small.parameters())
     assert params == made.shape().params()

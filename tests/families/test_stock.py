@@ -29,13 +29,44 @@ def same(one, other, ids):
 
 
 def test_equal_ffn_widths(tiny, ids):
-    pruned = cut(tiny, [block.model_copy(update={"ffn": FULL[5:]}) for block in whole(shape_of(tiny))])
+    shape = shape_of(tiny)
+    if shape.blocks[0].experts:
+        return  # see test_equal_experts
+    pruned = cut(tiny, [block.model_copy(update={"ffn": FULL[5:]}) for block in whole(shape)])
     stock = as_stock(pruned)
     if tiny.config.model_type == "qwen2":  # 6 heads of 8 are not the hidden size, 42
         assert stock is None
         return
     assert type(stock) is type(tiny) and getattr(stock.config, family_of(tiny.config).ffn_size) == 35
     same(stock, pruned, ids)
+
+
+def thinned(size, experts, removed):
+    """Channels of a block whose first `experts` experts lose their first `removed` channels, and whose others go."""
+    each = size.experts[0]
+    return [i * each + channel for i in range(experts) for channel in range(removed, each)]
+
+
+@pytest.mark.parametrize(("experts", "removed", "fits"), [(4, 8, True), (3, 8, True), (1, 0, True), (4, 5, False)])
+@pytest.mark.parametrize("variant", ["mixtral", "qwen3_moe"])
+def test_equal_experts(ids, variant, experts, removed, fits):
+    """Fused products want rows of 16 bytes, so that other widths than multiples of 8 stay in our class."""
+    model = tiny_model(variant)
+    shape = shape_of(model)
+    plans = zip(whole(shape), shape.blocks, strict=True)
+    pruned = cut(model, [p.model_copy(update={"ffn": thinned(size, experts, removed)}) for p, size in plans])
+    stock = as_stock(pruned)
+    assert (stock is not None) == fits
+    if stock is not None:
+        assert type(stock) is type(model) and stock.config.num_experts == experts
+        assert stock.config.num_experts_per_tok == min(experts, 2)
+        assert shape_of(stock) == shape_of(pruned).model_copy(update={"top_k": min(experts, 2)})
+        same(stock, pruned, ids)
+
+
+def test_blocks_with_and_without_experts_are_not_alike():
+    model = tiny_model("qwen3_moe-mixed")
+    assert as_stock(cut(model, whole(shape_of(model)))) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sentei.families import family_of
 from sentei.families.surgery import fill, head_rows, prune, skeleton
-from sentei.plan import BlockPlan
+from sentei.plan import BlockPlan, by_expert
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model, whole
 
 
@@ -22,7 +22,6 @@ def masked(model, plan):
     family = family_of(model.config)
     for block, kept, size in zip(family.blocks(model), plan.blocks, plan.dense.blocks, strict=True):
         o_proj = family.linears(block, "attention").get("o_proj")
-        down_proj = family.linears(block, "ffn").get("down_proj")
         if o_proj is not None:
             mask = torch.zeros(o_proj.in_features)
             if kept.kv_groups:
@@ -30,13 +29,31 @@ def masked(model, plan):
             o_proj.weight *= mask
             if not kept.kv_groups and o_proj.bias is not None:
                 o_proj.bias.zero_()
-        if down_proj is not None:
+        members = family.members(block, "ffn")
+        each = by_expert(kept.ffn, size.experts) if size.experts else [kept.ffn]
+        for own, linears in zip(each, members, strict=True) if members else ():
+            down_proj = linears["down_proj"]
             mask = torch.zeros(down_proj.in_features)
-            mask[kept.ffn] = 1
+            mask[own] = 1
             down_proj.weight *= mask
-            if not kept.ffn and down_proj.bias is not None:
+            if not own and down_proj.bias is not None:
                 down_proj.bias.zero_()
+        if family.experts(block) and any(each):
+            mask_router(family.router(block), [bool(own) for own in each])
     return model
+
+
+def mask_router(router, kept):
+    """A router that chooses as if the experts that are gone had never been there."""
+
+    def forward(hidden):
+        scores = (hidden.flatten(0, -2) @ router.weight.T).masked_fill(~torch.tensor(kept), -torch.inf).softmax(-1)
+        weights, picked = scores.topk(min(router.top_k, sum(kept)))
+        if getattr(router, "norm_topk_prob", True):  # Mixtral's always does
+            weights = weights / weights.sum(-1, keepdim=True)
+        return scores, weights, picked
+
+    router.forward = forward
 
 
 def logits(model, ids):
@@ -109,7 +126,8 @@ def test_new_biases_start_at_zero_and_old_ones_stay(tiny, ids):
     family = family_of(tiny.config)
     if not shape_of(tiny).qk_norm_over_heads:
         assert all(family.linears(b, "attention")["o_proj"].bias is not None for b in family.blocks(biased))
-    assert all(family.linears(b, "ffn")["down_proj"].bias is not None for b in family.blocks(biased))
+    members = [own for block in family.blocks(biased) for own in family.members(block, "ffn")]
+    assert members and all(own["down_proj"].bias is not None for own in members)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -22,38 +22,38 @@ def inputs_of(model, ids, name):
     return found
 
 
-def test_grams_and_means_are_those_of_a_plain_forward_pass(tiny, ids):
-    profile = measure(tiny, ids, gradient_tokens=0, keep_grams=True)
-    assert profile.shape == family_of(tiny.config).shape(tiny.config)
-    family = family_of(tiny.config)
+def test_grams_and_means_are_those_of_a_plain_forward_pass(plain, ids):
+    profile = measure(plain, ids, gradient_tokens=0, keep_grams=True)
+    assert profile.shape == family_of(plain.config).shape(plain.config)
+    family = family_of(plain.config)
     for name, part in (("o_proj", "attention"), ("down_proj", "ffn")):
         at = f"{family.layout(part).path}.{family.layout(part).matrices[name]}"
-        for block, x in zip(profile.blocks, inputs_of(tiny, ids, at), strict=True):
+        for block, x in zip(profile.blocks, inputs_of(plain, ids, at), strict=True):
             stats = getattr(block, part)
             torch.testing.assert_close(stats.gram, x.T @ x / len(x), rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(stats.mean, x.mean(0), rtol=1e-4, atol=1e-6)
             assert stats.taylor is None and stats.output_grad is None
 
 
-def test_gradients_are_those_of_a_plain_backward_pass(tiny, ids):
-    tiny.requires_grad_(True)
-    profile, family = measure(tiny, ids, gradient_tokens=ids.numel(), keep_grams=True), family_of(tiny.config)
-    assert all(p.requires_grad for p in tiny.parameters()), "measure must leave the model as it was"
+def test_gradients_are_those_of_a_plain_backward_pass(plain, ids):
+    plain.requires_grad_(True)
+    profile, family = measure(plain, ids, gradient_tokens=ids.numel(), keep_grams=True), family_of(plain.config)
+    assert all(p.requires_grad for p in plain.parameters()), "measure must leave the model as it was"
     at = f"{family.ffn_part.path}.{family.ffn_part.matrices['down_proj']}"
     grads = []
     handles = [
         m.register_full_backward_hook(lambda _m, _i, out: grads.append(out[0].flatten(0, 1)))
-        for key, m in tiny.named_modules()
+        for key, m in plain.named_modules()
         if key.endswith(at)
     ]
-    tiny.zero_grad()
-    logits = tiny(ids).logits[:, :-1].flatten(0, 1)
+    plain.zero_grad()
+    logits = plain(ids).logits[:, :-1].flatten(0, 1)
     torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").backward()
     for handle in handles:
         handle.remove()
     for block, g in zip(reversed(profile.blocks), grads, strict=True):
         torch.testing.assert_close(block.ffn.output_grad, g.T @ g / ids.numel(), rtol=1e-3, atol=1e-7)
-    for stats, block in zip(profile.blocks, family.blocks(tiny), strict=True):
+    for stats, block in zip(profile.blocks, family.blocks(plain), strict=True):
         *inner, down = family.linears(block, "ffn").values()
         wanted = sum((w.weight * w.weight.grad).abs().sum(1) for w in inner)
         wanted = wanted + (down.weight * down.weight.grad).abs().sum(0)

@@ -20,10 +20,12 @@ FAMILIES: Registry[Family] = Registry(
         "granite": "sentei.families.granite:FAMILY",
         "llama": "sentei.families.llama:FAMILY",
         "mistral": "sentei.families.mistral:FAMILY",
+        "mixtral": "sentei.families.mixtral:FAMILY",
         "olmo2": "sentei.families.olmo2:FAMILY",
         "phi3": "sentei.families.phi3:FAMILY",
         "qwen2": "sentei.families.qwen2:FAMILY",
         "qwen3": "sentei.families.qwen3:FAMILY",
+        "qwen3_moe": "sentei.families.qwen3_moe:FAMILY",
         "smollm3": "sentei.families.smollm3:FAMILY",
     },
 )

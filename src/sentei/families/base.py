@@ -56,6 +56,7 @@ class Family:
             setting that changes what the model computes is refused by name.
         heads: what stock code wants of hidden size / query heads: nothing, no remainder, or exactly the head size.
         aliases: other names of stored tensors, and ours.
+        stored_as: what is called otherwise in stored names, in all blocks: ours, and theirs.
         like_llama: whether it computes what Llama does, but for biases, norms on q and k, and windows, so that formats
             made for Llama hold it.
         since: the first version of transformers whose classes are described here.
@@ -84,6 +85,7 @@ class Family:
     features: tuple[str, ...] = ()
     heads: Literal["free", "divide", "exact"] = "free"
     aliases: Mapping[str, str] = field(default_factory=dict)
+    stored_as: Mapping[str, str] = field(default_factory=dict)
     like_llama: bool = False
     since: str = "5.4"
 
@@ -145,6 +147,7 @@ class Family:
             ffn_norms=len(self.ffn_part.norms),
             norm_bias=self.layer_norm,
             positions=getattr(first, self.positions) if self.positions else 0,
+            top_k=first.num_experts_per_tok if self.ffn_part.experts else 0,
             head_dim=getattr(first, "head_dim", None) or first.hidden_size // first.num_attention_heads,
             vocab=first.vocab_size,
             tied=bool(first.tie_word_embeddings),
@@ -168,15 +171,32 @@ class Family:
         window = _window(config, index)
         attention, ffn = "attention" not in skip, "mlp" not in skip
         width = getattr(config, "intermediate_size", None) or getattr(config, self.ffn_size) or 4 * config.hidden_size
+        experts = self._experts(config, index) if ffn else ()
         return BlockShape(
             kv_groups=groups if attention else 0,
             heads_per_group=heads // groups if attention else 0,
-            ffn=width if ffn else 0,
+            ffn=sum(experts) or (width if ffn else 0),
+            experts=experts,
             o_bias=attention and getattr(config, "o_proj_bias", False),
             down_bias=ffn and getattr(config, "down_proj_bias", False),
             ranks=getattr(config, "ranks", None) or {},
             window=window if attention else None,
         )
+
+    def _experts(self, config: Any, index: int) -> tuple[int, ...]:
+        """Channels of each expert of a block; none where its FFN is a plain one."""
+        experts = self.ffn_part.experts
+        if sizes := getattr(config, "expert_sizes", None):
+            return tuple(sizes)
+        every = getattr(config, "decoder_sparse_step", 1)
+        plain = index in (getattr(config, "mlp_only_layers", None) or ()) or every < 1 or (index + 1) % every
+        if experts is None or plain or hasattr(config, "sentei_parts"):
+            return ()
+        count, picked = getattr(config, experts.count), config.num_experts_per_tok
+        if not 0 < picked <= max(count, 1):
+            where = f"layer {index}: num_experts_per_tok {picked}"
+            raise InputError(f"{where} is none of 1 to {count}, as many as there are experts; mend config.json")
+        return (getattr(config, experts.width),) * count
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """The decoder layers, in order; see `block` for one whose weights are wanted."""
@@ -203,11 +223,61 @@ class Family:
         return None if next(part.parameters(), None) is None else part
 
     def linears(self, block: nn.Module, part: str) -> dict[str, nn.Linear]:
-        """The matrices of a part by our names, the one that writes the stream last; empty where it was removed."""
-        module = self.part(block, part)
+        """The matrices of a part by our names, the one that writes the stream last; empty where it was removed.
+
+        Raises:
+            ValueError: the part has experts, each with its own matrices: see `members`.
+        """
+        members = self.members(block, part)
+        if part == "ffn" and self.experts(block):
+            raise ValueError(
+                f"the FFN part has experts, each with its own matrices ({len(members)}); ask for `members`"
+            )
+        return members[0] if members else {}
+
+    def members(self, block: nn.Module, part: str) -> list[dict[str, nn.Linear]]:
+        """The matrices of a part, as of `linears`: of each expert, else once; none where it was removed."""
+        module, layout = self.part(block, part), self.layout(part)
         if module is None:
-            return {}
-        return {name: cast(nn.Linear, module.get_submodule(at)) for name, at in self.layout(part).matrices.items()}
+            return []
+        owners = self.experts(block) if part == "ffn" else None
+        return [
+            {name: cast(nn.Linear, owner.get_submodule(at)) for name, at in layout.matrices.items()}
+            for owner in owners or [module]
+        ]
+
+    def experts(self, block: nn.Module) -> list[nn.Module]:
+        """The experts of a block's FFN part; none where it is a plain one, or removed."""
+        found = self.ffn_part.experts
+        module = self.ffn(block) if found else None
+        return list(getattr(module, found.path, ())) if found and module is not None else []
+
+    def router(self, block: nn.Module) -> nn.Module:
+        """The router of a block that has experts."""
+        experts, module = self.ffn_part.experts, self.ffn(block)
+        assert experts is not None and module is not None  # asked of blocks with experts only
+        return module.get_submodule(experts.router)
+
+    def ends(self, block: nn.Module, part: str) -> tuple[nn.Module, nn.Module]:
+        """The module that reads what a part reads first, and the one whose output is the part's."""
+        module, members = self.part(block, part), self.members(block, part)
+        assert module is not None  # asked of parts that are there
+        if part == "ffn" and self.experts(block):
+            return module, module
+        first, *_, last = members[0].values()
+        return first, last
+
+    def stored_name(self, name: str) -> str:
+        """The name that a tensor of the stock model, its matrices taken apart, has in a file."""
+        for ours, theirs in self.stored_as.items():
+            name = name.replace(ours, theirs)
+        return name
+
+    def known_name(self, name: str) -> str:
+        """The inverse of `stored_name`."""
+        for ours, theirs in self.stored_as.items():
+            name = name.replace(theirs, ours)
+        return name
 
     def norms(self, block: nn.Module, part: str) -> list[nn.Module]:
         """The norms that go with a part, for copying."""

@@ -42,6 +42,7 @@ _KNOWN = frozenset(
         "o_proj_bias",
         "down_proj_bias",
         "ranks",
+        "expert_sizes",
         "rank_storage",
         "sentei_parts",
         "pad_token_id",

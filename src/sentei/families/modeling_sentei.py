@@ -2,9 +2,9 @@
 
 A block is transformers' own decoder layer, resized to `config.per_layer_config[i]` (`num_attention_heads`,
 `num_key_value_heads`, `intermediate_size`, `skip`: ["attention", "ffn"], and ours: `o_proj_bias`, `down_proj_bias`,
-`ranks`: {"q_proj": 64} for matrices that are stored as a product). `config.sentei_parts` says where an architecture has
-its matrices and norms; without it they are where Llama has them. Everything else, `forward` included, is inherited, so
-that serving engines recognise it.
+`ranks`: {"q_proj": 64} for matrices that are stored as a product, `expert_sizes`: the channels of each expert).
+`config.sentei_parts` says where an architecture has its matrices and norms; without it they are where Llama has them.
+Everything else, `forward` included, is inherited, so that serving engines recognise it.
 
 `SenteiLlamaForCausalLM` and the like are made when they are asked for, from the stock classes of that name.
 """
@@ -102,6 +102,39 @@ class FusedLinear(nn.Module):
         return torch.cat(heads, dim=-1).flatten(-2)
 
 
+class Expert(nn.Module):
+    """One FFN of a mixture. A token's weight multiplies its channels: the last matrix puts out what is added up."""
+
+    def __init__(self, hidden: int, size: int, bias: bool, act_fn: Any) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, size, bias=False)
+        self.up_proj = nn.Linear(hidden, size, bias=False)
+        self.down_proj = nn.Linear(size, hidden, bias=bias)
+        self.act_fn = act_fn
+
+    def forward(self, hidden_states: torch.Tensor, tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        x = hidden_states[tokens]
+        y = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj((y * weights[:, None]).to(y.dtype))
+
+
+class Experts(nn.ModuleList):
+    """The experts of one block, of any sizes, in place of the stock class's fused ones."""
+
+    def __init__(self, hidden: int, sizes: list[int], bias: bool, act_fn: Any) -> None:
+        super().__init__(Expert(hidden, size, bias, act_fn) for size in sizes)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            tokens, places = torch.where(top_k_index == number)
+            if len(tokens):
+                total.index_add_(0, tokens, expert(hidden_states, tokens, top_k_weights[tokens, places]))
+        return total
+
+
 class _OwnConfig:
     """The config of the model with the values of one block before it: what the model's is set to later is seen."""
 
@@ -151,6 +184,9 @@ def build_block(layer_class: Any, config: Any, index: int) -> nn.Module:
             resize_attention(module, part, config, heads, groups)
         elif hasattr(module, "config"):
             module.config = config
+        if name == "ffn" and getattr(own, "expert_sizes", None):
+            resize_experts(module, part["experts"], config.hidden_size, own.expert_sizes, bool(own.down_proj_bias))
+            continue
         for path, fused in part.get("fused", {}).items():
             stock = module.get_submodule(path)
             linears: dict[str, nn.Module] = {
@@ -177,6 +213,14 @@ def resize_attention(module: Any, part: dict[str, Any], config: Any, heads: int,
     sizes = {"heads": heads, "groups": groups, "heads_per_group": heads // groups, "queries": heads * config.head_dim}
     for attribute, size in part.get("attributes", {}).items():
         setattr(module, attribute, sizes[size])
+
+
+def resize_experts(module: Any, part: dict[str, str], hidden: int, sizes: list[int], bias: bool) -> None:
+    """Gives a mixture experts of these sizes, and its router as many rows; it picks no more than there are."""
+    setattr(module, part["path"], Experts(hidden, sizes, bias, getattr(module, part["path"]).act_fn))
+    router: Any = getattr(module, part["router"])
+    router.weight = nn.Parameter(router.weight.new_empty(len(sizes), hidden))
+    router.num_experts, router.top_k = len(sizes), min(router.top_k, len(sizes))
 
 
 def _put(module: nn.Module, path: str, new: nn.Module) -> None:
@@ -243,6 +287,7 @@ def _config_class(name: str, stock: Any) -> Any:
         "o_proj_bias": (bool, False),
         "down_proj_bias": (bool, False),
         "ranks": (dict | None, None),
+        "expert_sizes": (list | None, None),
         "rank_storage": (str, "factors"),
         "sentei_parts": (dict | None, None),
     }

@@ -28,6 +28,23 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Several FFNs side by side, of which a router picks some for each token.
+
+    Attributes:
+        count: config key of how many there are.
+        width: config key of the channels of each.
+        path: of the experts in the module of the part; each has the part's matrices.
+        router: of the router, whose weight has a row for each.
+    """
+
+    count: str
+    width: str
+    path: str = "experts"
+    router: str = "gate"
+
+
+@dataclass(frozen=True)
 class Part:
     """An attention or an FFN part.
 
@@ -40,6 +57,7 @@ class Part:
         fused: matrices that the stock class holds as one, by their path in the module.
         attributes: of the module that are sizes, and which: "heads", "groups", "heads_per_group" or "queries" (heads
             times their size).
+        experts: of a mixture, in those blocks that have one; the others have the matrices in the module itself.
     """
 
     path: str
@@ -48,6 +66,7 @@ class Part:
     matrices: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, Fused] = field(default_factory=dict)
     attributes: Mapping[str, str] = field(default_factory=dict)
+    experts: Experts | None = None
 
     @property
     def norms(self) -> list[str]:
@@ -63,6 +82,8 @@ class Part:
             }
         if self.attributes:
             found["attributes"] = dict(self.attributes)
+        if self.experts:
+            found["experts"] = {"path": self.experts.path, "router": self.experts.router}
         return found
 
 

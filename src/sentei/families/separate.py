@@ -2,7 +2,8 @@
 
 sentei works on single matrices: q, k, v, gate, up. Where a stock class holds several as one (Phi-3's `qkv_proj`,
 GPT-NeoX's `query_key_value`) or transposed (GPT-2's Conv1D), the model is looked at through views of its weights, where
-a view can be had: the function is the same, and the stock model stays as it is.
+a view can be had: the function is the same, and the stock model stays as it is. The experts of a mixture are each on
+their own, as they are in stored models: such a model is not put together again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from sentei.families import FAMILIES, family_of
 from sentei.families.base import Family
-from sentei.families.modeling_sentei import FusedLinear
+from sentei.families.modeling_sentei import Experts, FusedLinear
 from sentei.families.parts import PARTS, Fused
 from sentei.plan import ModelShape
 
@@ -29,7 +30,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 def is_plain(family: Family) -> bool:
     """Whether the stock class has single matrices already."""
-    return not family.transposed and not any(family.layout(part).fused for part in PARTS)
+    layouts = [family.layout(part) for part in PARTS]
+    return not family.transposed and not any(layout.fused or layout.experts for layout in layouts)
 
 
 def separate(model: PreTrainedModel) -> PreTrainedModel:
@@ -66,11 +68,18 @@ def separate_state(family: Family, state: State, shape: ModelShape, index: int) 
             if (whole := found.pop(f"{path}.{kind}", None)) is not None:
                 for name, value in zip(fused.matrices, _pieces(whole, fused, rows, shape.head_dim), strict=True):
                     found[f"{path}.{name}.{kind}"] = value
+    if shape.blocks[index].experts and (experts := family.ffn_part.experts) is not None:
+        path = f"{family.ffn_part.path}.{experts.path}"
+        if (whole := found.pop(f"{path}.gate_up_proj", None)) is not None:  # [experts, 2 channels, hidden]
+            for i, (inner, output) in enumerate(zip(whole, found.pop(f"{path}.down_proj"), strict=True)):
+                gate, up = inner.chunk(2)
+                matrices = {"gate_proj": gate, "up_proj": up, "down_proj": output}
+                found |= {f"{path}.{i}.{name}.weight": value for name, value in matrices.items()}
     return found
 
 
 def stock_state(family: Family, state: State, shape: ModelShape) -> dict[str, Tensor]:
-    """The tensors of a separate model by the names of the stock class."""
+    """The tensors of a separate model by the names of the stock class; experts stay on their own."""
     if is_plain(family):
         return dict(state)
     found: dict[str, Tensor] = {}
@@ -88,11 +97,13 @@ def stock_state(family: Family, state: State, shape: ModelShape) -> dict[str, Te
 
 
 def named_as_stored(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model by the names that its file has."""
+    """The tensors of a model by the names that its file has, but for what `Family.stored_as` says."""
     config = cast(Any, model).config
     if config.model_type not in FAMILIES:  # one of ours, whose names are its own, or one with its own code
         return model.state_dict()
     family = FAMILIES[config.model_type]
+    if family.ffn_part.experts:
+        return separate(cast("PreTrainedModel", model)).state_dict()
     if is_plain(family) or not is_separate(family, model):
         return model.state_dict()
     return stock_state(family, model.state_dict(), family.shape(config))
@@ -125,6 +136,9 @@ def _is_matrix(family: Family, name: str) -> bool:
 
 
 def is_separate(family: Family, model: nn.Module) -> bool:
+    if experts := family.ffn_part.experts:
+        parts = [block.get_submodule(family.ffn_part.path) for block in family.blocks(model)]
+        return all(isinstance(getattr(part, experts.path, None), Experts | None) for part in parts)
     block = family.blocks(model)[0]
     return all(isinstance(block.get_submodule(path), FusedLinear) for path, _ in _fused(family))
 
@@ -150,6 +164,15 @@ def _take_apart(family: Family, block: nn.Module, part: str, state: State, head_
             new.bias = nn.Parameter(bias.detach(), requires_grad=trained)
         return new
 
+    if part == "ffn" and (experts := layout.experts) is not None and hasattr(module, experts.path):
+        stock: Any = getattr(module, experts.path)
+        with torch.device("meta"):
+            new = Experts(stock.hidden_dim, [stock.intermediate_dim] * stock.num_experts, False, stock.act_fn)
+        setattr(module, experts.path, new)
+        for number, expert in enumerate(new):
+            for name, at in layout.matrices.items():
+                setattr(expert, at, linear(f"{experts.path}.{number}.{name}"))
+        return
     for path, fused in layout.fused.items():
         linears: dict[str, nn.Module] = {name: linear(f"{path}.{name}") for name in fused.matrices}
         setattr(module, path, FusedLinear(linears, head_dim if fused.by_head else 0))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+from sentei.budget import EXPERT_MULTIPLE
 from sentei.families import FAMILIES, family_of
 from sentei.families.base import Family
-from sentei.families.separate import is_plain, is_separate, stock_block_state, stock_state
+from sentei.families.parts import Experts
+from sentei.families.separate import is_plain, is_separate, separate, stock_block_state, stock_state
 from sentei.families.streamed import State, StreamedBlocks, stream, streamed_blocks
 from sentei.families.surgery import OURS, on_meta, ready
 from sentei.plan import BlockShape, ModelShape
@@ -22,6 +24,8 @@ def stock_of(model: PreTrainedModel) -> PreTrainedModel:
     """A separate model as its stock class is; itself where nothing was taken apart."""
     family = family_of(model.config)
     if is_plain(family) or model.config.model_type != family.name or not is_separate(family, model):
+        return model
+    if family.ffn_part.experts:  # is saved as it is
         return model
     new = on_meta(type(model), model.config, model.dtype)
     new.load_state_dict(stock_state(family, model.state_dict(), family.shape(model.config)), assign=True)
@@ -42,10 +46,15 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     present = shape.present
     if any(block.ranks for block in shape.blocks):
         return None
-    sizes = {(b.kv_groups, b.heads_per_group, b.ffn, _adds_bias(b, shape)) for b in (shape.blocks[i] for i in present)}
+    sizes = {
+        (b.kv_groups, b.heads_per_group, b.ffn, b.experts, _adds_bias(b, shape))
+        for b in (shape.blocks[i] for i in present)
+    }
     if len(sizes) != 1:
         return None
-    groups, per_group, ffn, adds_bias = sizes.pop()
+    groups, per_group, ffn, experts, adds_bias = sizes.pop()
+    if len(set(experts)) > 1 or any(width % EXPERT_MULTIPLE for width in experts):
+        return None
     candidates = (FAMILIES[name] for name in family.uniform_as)
     target = next((f for f in candidates if _holds(f, shape, groups * per_group)), None)
     if target is None or adds_bias or not groups or not ffn:
@@ -55,6 +64,8 @@ def as_stock(model: PreTrainedModel) -> PreTrainedModel | None:
     config._attn_implementation = model.config._attn_implementation
     config._name_or_path = model.config._name_or_path
     stock = on_meta(target.stock_class("ForCausalLM"), config, model.dtype)
+    if target.ffn_part.experts:
+        stock = separate(stock)
     stock.load_state_dict(stock_state(family, _renumbered(family, model, present), shape), assign=True)
     if (streamed := streamed_blocks(model)) is not None:
         stream(
@@ -84,11 +95,13 @@ def stock_values(
     values = {key: value for key, value in config.to_dict().items() if key not in gone}
     values |= {
         "num_hidden_layers": len(present),
-        target.ffn_size: block.ffn,
+        **({} if block.experts else {target.ffn_size: block.ffn}),
         "head_dim": own.shape(config).head_dim,
         "num_attention_heads": block.kv_groups * block.heads_per_group,
         "num_key_value_heads": block.kv_groups,
     }
+    if (experts := target.ffn_part.experts) is not None:
+        values |= _mixture_values(experts, config, block)
     if target.name == "mistral":
         values.setdefault("sliding_window", None)  # else the default of 4,096
     if values.get("no_rope_layers"):
@@ -97,6 +110,15 @@ def stock_values(
         kinds = values["layer_types"] = [kinds[i] for i in present]
         values["max_window_layers"] = (*kinds, "sliding_attention").index("sliding_attention")
     return values
+
+
+def _mixture_values(experts: Experts, config: Any, block: BlockShape) -> dict[str, Any]:
+    """Of a stock class all of whose blocks are mixtures of this size, or none."""
+    if not block.experts:
+        return {experts.width: block.ffn, experts.count: 0}
+    picked = min(config.num_experts_per_tok, len(block.experts))
+    sizes = {experts.width: block.experts[0], experts.count: len(block.experts), "num_experts_per_tok": picked}
+    return sizes | ({"decoder_sparse_step": 1, "mlp_only_layers": []} if hasattr(config, "mlp_only_layers") else {})
 
 
 def takes_heads(family: Family, shape: ModelShape, heads: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +15,7 @@ from sentei.families.base import Family
 from sentei.families.parts import PARTS
 from sentei.families.separate import separate
 from sentei.families.streamed import BlockFiles, StreamedBlocks, stream
-from sentei.plan import ATTENTION_MATRICES, BlockPlan, BlockShape, ModelShape, Plan
+from sentei.plan import ATTENTION_MATRICES, BlockPlan, BlockShape, ModelShape, Plan, by_expert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ OURS = (
     "o_proj_bias",
     "down_proj_bias",
     "ranks",
+    "expert_sizes",
     "rank_storage",
     "sentei_parts",
     "model_type",
@@ -41,6 +43,8 @@ def pruned_config(config: Any, shape: ModelShape) -> Any:
     full = family.shape(config).blocks[0]
     values.setdefault("num_key_value_heads", full.kv_groups)  # sizes that this class does not name
     values.setdefault("intermediate_size", full.ffn)
+    if "output_router_logits" in values:
+        values["output_router_logits"] = False  # of a loss in training, over blocks with equally many experts
     kinds = values.get("layer_types")
     if kinds:
         # A removed attention part never fills its cache, so it must not be the first of its kind: the length of the
@@ -62,7 +66,9 @@ def _overrides(block: BlockShape) -> dict[str, Any]:
     if block.kv_groups:
         heads = block.kv_groups * block.heads_per_group
         values |= {"num_attention_heads": heads, "num_key_value_heads": block.kv_groups}
-    if block.ffn:
+    if block.experts:
+        values["expert_sizes"] = list(block.experts)
+    elif block.ffn:
         values["intermediate_size"] = block.ffn
     values["skip"] = [name for name, size in (("attention", block.kv_groups), ("mlp", block.ffn)) if not size]
     return values
@@ -144,17 +150,34 @@ def fill(family: Family, pruned_block: nn.Module, dense_block: nn.Module, plan: 
     """
     heads_per_group = heads_of(family, dense_block)
     for part in PARTS:
-        new, old = family.linears(pruned_block, part), family.linears(dense_block, part)
+        new, old = family.members(pruned_block, part), family.members(dense_block, part)
         if not new or not old:
             continue
-        for name, linear in new.items():
-            _copy_linear(linear, *sliced(old[name], name, plan, heads_per_group, dense.head_dim))
+        plans = {0: plan}
+        if part == "ffn" and family.experts(dense_block):
+            plans = expert_plans(plan, [linears["up_proj"].out_features for linears in old])
+            router: Any = family.router(pruned_block)
+            router.weight.copy_(cast(Any, family.router(dense_block)).weight[list(plans)])
+        for linears, (number, own) in zip(new, plans.items(), strict=True):
+            for name, linear in linears.items():
+                _copy_linear(linear, *sliced(old[number][name], name, own, heads_per_group, dense.head_dim))
         if dense.qk_norm and part == "attention":
             small, full = cast(Any, family.attention(pruned_block)), cast(Any, family.attention(dense_block))
             _copy_all(small.q_norm, full.q_norm)
             _copy_all(small.k_norm, full.k_norm)
         for target, source in zip(family.norms(pruned_block, part), family.norms(dense_block, part), strict=True):
             _copy_all(target, source)
+
+
+def expert_plans(plan: BlockPlan, experts: Sequence[int]) -> dict[int, BlockPlan]:
+    """What a plan keeps of each expert that stays, by its number.
+
+    Args:
+        plan: of a block.
+        experts: channels of each, before the cut.
+    """
+    channels = enumerate(by_expert(plan.ffn, experts))
+    return {number: plan.model_copy(update={"ffn": own}) for number, own in channels if own}
 
 
 def heads_of(family: Family, block: nn.Module) -> int:

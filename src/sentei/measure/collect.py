@@ -33,7 +33,7 @@ from sentei.measure.ranking import gram_scores, rank_measured
 from sentei.measure.states import States, Store, claim
 from sentei.measure.statistics import BlockStats, Matrices, PartStats
 from sentei.measure.stored import Contents
-from sentei.measure.stream import Gram, column_sum, per_input, run_block, tap
+from sentei.measure.stream import Gram, column_sum, per_input, run_block, tap, tap_tokens
 from sentei.models.identity import made_with
 from sentei.models.load import as_loaded
 from sentei.plan import ModelShape
@@ -83,6 +83,11 @@ def measure(
     picked = _graded(windows, gradient_tokens)
     graded = windows.pick(picked)
     shape = family.shape(net.config)
+    if keep_grams and any(block.experts for block in shape.blocks):
+        raise InputError(
+            f"{loaded.name} has experts, whose Gram matrices are not kept: candidates in place (choose, fit) and other "
+            "users of them know no experts; measure without --keep-grams, and use plan and cut"
+        )
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
     progress = shown(progress)
@@ -165,9 +170,22 @@ class _Block:
     def __init__(self, family: Family, model: nn.Module, windows: Windows, shape: ModelShape, index: int) -> None:
         self.family, self.model, self.windows, self.shape, self.index = family, model, windows, shape, index
         block = family.block(model, index)
-        self.linears = {part: found for part in PARTS if (found := family.linears(block, part))}
-        self.grams = {f"{part}{side}": Gram() for part in self.linears for side in ("", "_in")}
-        self.means: dict[str, Tensor] = {}
+        self.members = {part: found for part in PARTS if (found := family.members(block, part))}
+        self.experts = family.experts(block)
+        self.outputs = {
+            f"{part}.{number}": list(linears.values())[-1]
+            for part, members in self.members.items()
+            for number, linears in enumerate(members)
+        }
+        self.inputs = {
+            f"{part}_in": next(iter(members[0].values()))
+            for part, members in self.members.items()
+            if not (part == "ffn" and self.experts)  # whose matrices get no ranks
+        }
+        self.grams = {name: Gram() for name in (*self.outputs, *self.inputs)}
+        self.means = {
+            name: torch.zeros(linear.in_features, device=linear.weight.device) for name, linear in self.outputs.items()
+        }
         self.energy = {"attention": 0.0, "ffn": 0.0}
         self.angle = torch.zeros((), dtype=torch.float64)
         self.count: float = windows.ids.numel() if windows.weights is None else windows.weights.sum().item()
@@ -175,18 +193,18 @@ class _Block:
     @torch.no_grad()
     def run(self, states: States) -> _Block:
         """Runs the block over all windows, which then are what enters the next one."""
-        watched: dict[str, nn.Linear] = {}
-        for part, linears in self.linears.items():
-            watched |= {f"{part}_in": next(iter(linears.values())), part: list(linears.values())[-1]}
         for where in self.windows.batches():
             before = states[where]
             weight = self.windows.weight(where, before.device)
-            with tap(**watched) as seen:
+            with tap(**self.outputs, **self.inputs) as seen, tap_tokens(self.experts) as tokens:
                 after = run_block(self.family, self.model, self.index, before)
             for name, x in seen.items():
-                self.grams[name].add(x, weight)
-                if name in self.linears:
-                    self.means[name] = self.means.get(name, 0) + column_sum(x, weight)
+                own = weight
+                if weight is not None and self.experts and name.startswith("ffn."):
+                    own = weight[tokens[int(name.removeprefix("ffn."))]]
+                self.grams[name].add(x, own)
+                if name in self.outputs:
+                    self.means[name] += column_sum(x, own)
             a, b = before.flatten(0, 1).float(), after.flatten(0, 1).float()
             squares = (a * a).sum(-1), (b * b).sum(-1)
             cosine = (a * b).sum(-1) / (squares[0] * squares[1]).sqrt().clamp_min(1e-20)
@@ -199,33 +217,45 @@ class _Block:
     @torch.no_grad()
     def statistics(self, gradients: Mapping[str, Tensor]) -> BlockStats:
         """The statistics of the block, on the model's device; `gradients`: as of `GradientPass.of`."""
+        for name, mean in self.means.items():
+            self.grams[name].add(mean.new_zeros(0, len(mean)))  # of an expert that no token was sent to
         grams = {name: gram.mean(self.count) for name, gram in self.grams.items()}
-        weights = [linear.weight for linears in self.linears.values() for linear in linears.values()]
+        weights = [linear.weight for members in self.members.values() for own in members for linear in own.values()]
         if not all(torch.isfinite(value).all() for value in (*weights, *grams.values(), *self.means.values())):
             raise InputError(
                 f"block {self.index}: weights or activations are not finite; load the model with --dtype float32 or "
                 "check its weights"
             )
         parts: dict[str, PartStats] = {}
-        for part, linears in self.linears.items():
-            stats = parts[part] = PartStats.of(
-                Matrices(
-                    weight=list(linears.values())[-1].weight.detach(),
-                    gram=grams[part],
-                    input_gram=grams[f"{part}_in"],
-                    output_grad=gradients.get(f"{part}.output_grad"),
-                ),
-                mean=self.means[part] / self.count,
-                norm=self._norm(part),
-                energy=self.energy[part] / self.count,
-                taylor=gradients.get(f"{part}.taylor"),
-            )
+        for part, members in self.members.items():
+            taylor = gradients.get(f"{part}.taylor")
+            widths = [list(linears.values())[-1].in_features for linears in members]
+            shares = [None] * len(members) if taylor is None else taylor.split(widths)
+            found = [
+                PartStats.of(
+                    Matrices(
+                        weight=list(linears.values())[-1].weight.detach(),
+                        gram=grams[f"{part}.{number}"],
+                        input_gram=grams.get(f"{part}_in"),
+                        output_grad=gradients.get(f"{part}.output_grad"),
+                    ),
+                    mean=self.means[f"{part}.{number}"] / self.count,
+                    norm=self._norm(part, linears),
+                    energy=self.energy[part] / self.count,
+                    taylor=share,
+                )
+                for number, (linears, share) in enumerate(zip(members, shares, strict=True))
+            ]
+            if part == "ffn" and self.experts:
+                parts[part] = PartStats.side_by_side(found)
+                continue
+            parts[part] = found[0]
             if gradients:
-                stats.ranks = rank_losses(stats.whole(), linears, gradients)
+                parts[part].ranks = rank_losses(found[0].whole(), members[0], gradients)
         return BlockStats(parts.get("attention"), parts.get("ffn"), angle=(self.angle / self.count).item())
 
-    def _norm(self, part: str) -> Tensor:
-        squared = {name: linear.weight.detach().float().square() for name, linear in self.linears[part].items()}
+    def _norm(self, part: str, linears: Mapping[str, nn.Linear]) -> Tensor:
+        squared = {name: linear.weight.detach().float().square() for name, linear in linears.items()}
         return per_input(part, self.shape.blocks[self.index], squared)
 
 
@@ -245,6 +275,6 @@ def rank_losses(part: Matrices, linears: Mapping[str, nn.Linear], gradients: Map
         inputs, grads = part.input_gram, gradients.get(f"squares.{name}")
         if name == output:
             inputs, grads = part.gram, part.output_grad
-        assert grads is not None  # the gradient pass goes through every matrix
+        assert grads is not None and inputs is not None  # the gradient pass goes through every matrix
         losses[name] = expected_loss(factors(linear.weight.detach(), inputs), grads).float()
     return losses

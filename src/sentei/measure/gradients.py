@@ -91,13 +91,21 @@ class GradientPass:
 
     def _block(self, index: int, entered: Tensor, grad: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         block = self.family.block(self.model, index)
-        linears = {part: found for part in PARTS if (found := self.family.linears(block, part))}
-        named = {name: linear for found in linears.values() for name, linear in found.items()}
+        members = {part: found for part in PARTS if (found := self.family.members(block, part))}
+        named = {
+            (part, number, name): linear
+            for part, found in members.items()
+            for number, linears in enumerate(found)
+            for name, linear in linears.items()
+        }
+        writes = {part: self.family.ends(block, part)[1] for part in members}
+        inner = {key[2]: linear for key, linear in named.items() if len(members[key[0]]) == 1}
+        inner = {name: linear for name, linear in inner.items() if linear not in writes.values()}
         flat = [linear.weight for linear in named.values()]
         frozen = [(p, p.requires_grad) for p in block.parameters()]
-        taylor: dict[str, Tensor] = {}
-        outer = {list(found)[-1]: Gram() for found in linears.values()}  # of the output gradients of o and down
-        squares: dict[str, Tensor] = {}  # [out] of the others
+        taylor: dict[tuple[str, int, str], Tensor] = {}
+        outer = {part: Gram() for part in members}  # of the gradients of what a part puts out
+        squares: dict[str, Tensor] = {}  # [out] of the matrices before that; not of experts, which have no ranks
         count = self.windows.tokens if self.windows.answers is None else int(self.windows.answers.sum())
         back = torch.zeros_like(grad)
         for p, _ in frozen:
@@ -108,11 +116,14 @@ class GradientPass:
             for where in self.windows.batches():
                 x = entered[where].detach().requires_grad_()
                 tapped: dict[str, Tensor] = {}
-                handles = [linear.register_forward_hook(_keep_output(tapped, name)) for name, linear in named.items()]
+                seen = {**inner, **writes}
+                handles = [module.register_forward_hook(_keep_output(tapped, name)) for name, module in seen.items()]
                 try:
                     with torch.enable_grad():
                         y = run_block(self.family, self.model, index, x)
-                        grads = torch.autograd.grad(y, [x, *tapped.values(), *flat], grad[where])
+                        wanted = [x, *tapped.values(), *flat]
+                        # An expert that no token is sent to has a gradient of zero.
+                        grads = torch.autograd.grad(y, wanted, grad[where], materialize_grads=True)
                 finally:
                     for handle in handles:
                         handle.remove()
@@ -123,16 +134,17 @@ class GradientPass:
                         outer[name].add(g)
                     else:
                         squares[name] = squares.get(name, 0) + column_sum(g.float().square())
-                for name, g in zip(named, grads[1 + len(tapped) :], strict=True):
-                    taylor[name] = taylor.get(name, 0) + g.float()
+                for key, g in zip(named, grads[1 + len(tapped) :], strict=True):
+                    taylor[key] = taylor.get(key, 0) + g.float()
         finally:
             for p, required in frozen:
                 p.requires_grad_(required)
         result = {f"squares.{name}": value / count for name, value in squares.items()}
-        for part, found in linears.items():
-            values = {name: (x.weight.detach().float() * taylor[name] / count).abs() for name, x in found.items()}
-            result[f"{part}.taylor"] = per_input(part, self.shape.blocks[index], values)
-            result[f"{part}.output_grad"] = triangle(outer[list(found)[-1]].mean(count))
+        moved = {key: (x.weight.detach().float() * taylor[key] / count).abs() for key, x in named.items()}
+        for part, found in members.items():
+            each = [{name: moved[part, number, name] for name in linears} for number, linears in enumerate(found)]
+            result[f"{part}.taylor"] = torch.cat([per_input(part, self.shape.blocks[index], own) for own in each])
+            result[f"{part}.output_grad"] = triangle(outer[part].mean(count))
         return result, back
 
 

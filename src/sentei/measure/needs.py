@@ -44,13 +44,17 @@ class Needs:
         """What one block takes while it is measured, at most; bytes per number as the code was seen to take."""
         shape, graded, most = self._shape, self.gradient_tokens > 0, 0
         for index, block in enumerate(shape.blocks):
-            widths = [n for _, _, n in self.contents.parts(index).values()]
+            found = {part: [n] for part, (_, _, n) in self.contents.parts(index).items()}
+            if block.experts:
+                found["ffn"] = [*block.experts]
+            widths = [n for own in found.values() for n in own]
             n, params = max(widths, default=0), shape.attention_params(block) + shape.ffn_params(block)
             weights = self.itemsize * params if self.streamed else 0
-            grams = sum(4 * (n * n + (2 if graded else 1) * shape.hidden**2) for n in widths)
+            grams = 4 * (sum(n * n for n in widths) + len(found) * (2 if graded else 1) * shape.hidden**2)
             backward = weights + (self.itemsize + 9) * params if graded else 0
             losses_of_ranks = weights + grams + 32 * n * shape.hidden if graded else 0
-            curves = grams + self.itemsize * sum(widths) * shape.hidden + 13 * n * n + 8 * n * shape.hidden
+            squared, side = (max((sum(n**p for n in own) for own in found.values()), default=0) for p in (2, 1))
+            curves = grams + self.itemsize * sum(widths) * shape.hidden + 13 * squared + 8 * side * shape.hidden
             most = max(most, weights + grams, backward, losses_of_ranks, curves)
         return LIBRARIES + int(MARGIN * most)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from sentei.measure.curves import AttentionOption, BlockCurves
 from sentei.measure.scores import SCORES, Remover, Score
+from sentei.measure.scores.base import Additive
 from sentei.measure.statistics import BlockStats, PartStats
 from sentei.plan import BlockShape, ModelShape
 
@@ -37,14 +39,59 @@ def rank_measured(stats: BlockStats, shape: ModelShape, index: int, score: Score
     begun: dict[int, Remover] = {}  # a remover that nothing was removed from serves both
 
     def start(part: PartStats, generator: torch.Generator) -> Remover:
-        return begun.pop(id(part), None) or score.start(part, generator)
+        return begun.pop(id(part), None) or _start(score, part, generator)
 
     for part in (stats.attention, stats.ffn):
         if part is not None:
-            begun[id(part)] = score.start(part, torch.Generator())
+            begun[id(part)] = _start(score, part, torch.Generator())
             inputs = torch.arange(part.mean.numel(), device=part.mean.device)
             part.alone[score.name] = begun[id(part)].losses(inputs[:, None])
     stats.curves[score.name] = rank_block(stats, shape, index, replace(score, start=start), seed=0)
+
+
+def _start(score: Score, part: PartStats, generator: torch.Generator) -> Remover:
+    if not part.members:
+        return score.start(part, generator)
+    # An expert that no token was sent to has a Gram matrix of zeros, which nothing can be solved with; it is free.
+    removers = [
+        score.start(member, generator) if member.input_energy.any() else Additive(torch.zeros_like(member.mean))
+        for member in part.members
+    ]
+    return SideBySide(removers, part.members)
+
+
+class SideBySide:
+    """A remover of a part with experts, whose inputs are those of all of them: what one loses is nothing to others."""
+
+    def __init__(self, removers: list[Remover], members: list[PartStats]) -> None:
+        self.removers = removers
+        self.starts = [0, *accumulate(member.mean.numel() for member in members)]
+
+    def losses(self, units: Tensor) -> Tensor:
+        """As of `Remover`; each unit is of one expert."""
+        found = torch.zeros(len(units), device=units.device)
+        for remover, start, end in zip(self.removers, self.starts, self.starts[1:], strict=False):
+            own = (start <= units[:, 0]) & (units[:, 0] < end)
+            if own.any():
+                found[own] = remover.losses(units[own] - start).to(found)
+        return found
+
+    def remove(self, units: Tensor) -> float:
+        """As of `Remover`; each unit is of one expert."""
+        total = 0.0
+        for remover, start, end in zip(self.removers, self.starts, self.starts[1:], strict=False):
+            own = (start <= units[:, 0]) & (units[:, 0] < end)
+            total += remover.remove(units[own] - start) if own.any() else 0.0
+        return total
+
+    def order(self) -> tuple[Tensor, Tensor]:
+        """As of `Remover`: the orders of all experts, merged so that the cheapest next one goes first."""
+        each = [remover.order() for remover in self.removers]
+        order = torch.cat([own + start for (own, _), start in zip(each, self.starts, strict=False)])
+        losses = torch.cat([own for _, own in each])
+        dearest = torch.cat([own.cummax(0).values for _, own in each])  # none goes before what goes before it there
+        merged = dearest.argsort(stable=True)
+        return order[merged], losses[merged]
 
 
 def rank_ffn(stats: BlockStats, score: Score, generator: torch.Generator) -> tuple[list[int], list[float]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sentei.errors import InputError
@@ -19,13 +20,14 @@ class Matrices:
     Attributes:
         weight: `[hidden, n]` of the row-pruned matrix, in the model's dtype.
         gram: `[n, n]` mean over tokens of `x xᵀ`, x the matrix's inputs.
-        input_gram: `[hidden, hidden]` mean of `x xᵀ` of the part's first linears (q, k, v; gate, up).
+        input_gram: `[hidden, hidden]` mean of `x xᵀ` of the part's first linears (q, k, v; gate, up); None of experts,
+            whose matrices get no ranks.
         output_grad: `[hidden, hidden]` mean of `g gᵀ`, g the gradient of a token's loss at the part's output; or None.
     """
 
     weight: Tensor
     gram: Tensor
-    input_gram: Tensor
+    input_gram: Tensor | None
     output_grad: Tensor | None = None
 
 
@@ -45,6 +47,8 @@ class PartStats:
             gradients.
         alone: by score, `[n]` what each input costs alone.
         matrices: the Gram matrices, or what reads them; None where they were not kept.
+        members: of a part with experts the statistics of each, with its matrices, until they are settled; the inputs of
+            the part are theirs, one expert after the other.
     """
 
     mean: Tensor
@@ -57,6 +61,7 @@ class PartStats:
     ranks: dict[str, Tensor] = field(default_factory=dict)
     alone: dict[str, Tensor] = field(default_factory=dict)
     matrices: Matrices | Callable[[], Matrices] | None = field(default=None, repr=False)
+    members: list[PartStats] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(cls, matrices: Matrices, mean: Tensor, norm: Tensor, energy: float, taylor: Tensor | None) -> PartStats:
@@ -73,6 +78,17 @@ class PartStats:
             matrices=matrices,
         )
 
+    @classmethod
+    def side_by_side(cls, members: list[PartStats]) -> PartStats:
+        """Of a part whose experts these are; what the part puts out is the sum of what they do."""
+        values: dict[str, Any] = {"members": members}
+        for key, value in vars(members[0]).items():
+            if isinstance(value, Tensor):
+                values[key] = torch.cat([getattr(member, key) for member in members])
+            elif key in ("energy", "grad_energy"):
+                values[key] = value
+        return cls(**values)
+
     def whole(self) -> Matrices:
         """The matrices, read if need be.
 
@@ -85,7 +101,8 @@ class PartStats:
 
     def settled(self, keep_grams: bool) -> PartStats:
         """On the CPU; the matrices where they are kept."""
-        values: dict[str, Any] = dict(vars(self), matrices=_on_cpu(self.whole()) if keep_grams else None)
+        kept = _on_cpu(self.whole()) if keep_grams else None
+        values: dict[str, Any] = dict(vars(self), matrices=kept, members=[])
         for key, value in values.items():
             if isinstance(value, Tensor):
                 values[key] = value.cpu()
@@ -104,7 +121,7 @@ class PartStats:
         return self.whole().gram
 
     @property
-    def input_gram(self) -> Tensor:
+    def input_gram(self) -> Tensor | None:
         """As of `Matrices`; raises as `whole`."""
         return self.whole().input_gram
 

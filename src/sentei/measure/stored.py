@@ -64,7 +64,8 @@ class Contents:
             own |= {"energy": ()} | {f"alone.{score}": (n,) for score in self.scores}
             if self.graded:
                 own |= {"grad_energy": (), "taylor": (n,)}
-                own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in names}
+                ranked = () if part == "ffn" and block.experts else names
+                own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in ranked}
             found |= {f"{part}.{key}": size for key, size in own.items()}
         for score in self.scores:
             found |= {f"curve.{score}.{key}": size for key, size in packed_sizes(block).items()}

@@ -7,7 +7,7 @@ hidden]` in the model's dtype.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -44,6 +44,25 @@ def tap(**linears: nn.Module) -> Iterator[dict[str, Tensor]]:
         return keep
 
     handles = [linear.register_forward_pre_hook(hook(name)) for name, linear in linears.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def tap_tokens(experts: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
+    """Collects which tokens were last sent to each expert, by its number; those without any are left out."""
+    seen: dict[int, Tensor] = {}
+
+    def hook(number: int) -> Any:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[number] = inputs[1]
+
+        return keep
+
+    handles = [expert.register_forward_pre_hook(hook(number)) for number, expert in enumerate(experts)]
     try:
         yield seen
     finally:

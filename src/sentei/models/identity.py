@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sentei.errors import InputError
-from sentei.families import family_of
+from sentei.families import FAMILIES, family_of
 from sentei.families.separate import named_as_stored
 from sentei.files import hash_json
 from sentei.models.headers import opened, stored_tensors, weight_files
@@ -58,10 +58,11 @@ def digest(model: nn.Module, tokenizer: Any = None) -> str:
 
 def stored_digest(directory: Path, config: Any, tokenizer: Any) -> str:
     """The identity of a model in a directory, whatever dtype it was loaded in; `config` is that of the loaded model."""
-    weights = {}
+    weights, stock = {}, config.model_type in FAMILIES
+    known = FAMILIES[config.model_type].known_name if stock else str
     for name, place in stored_tensors(weight_files(directory)).items():
         with opened(place.file) as handle:
-            weights[name] = _hash_tensor(handle.get_tensor(place.name))
+            weights[known(name)] = _hash_tensor(handle.get_tensor(place.name))
     return _joined(weights, config, tokenizer)
 
 

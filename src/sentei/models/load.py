@@ -163,6 +163,8 @@ def _load_known(
         model = on_meta(class_of("ForCausalLM"), config, kind)
     except _CONFIG_ERRORS as error:
         raise InputError(f"{directory}/config.json does not make a {model_type} model: {one_line(error)}") from error
+    if family.ffn_part.experts:
+        model = separate(model)  # as they are in the files
     tied = config.tie_word_embeddings
     if streamed:
         return_freed_memory()

@@ -16,7 +16,7 @@ from sentei.families import modeling_sentei
 from sentei.families.streamed import streamed_blocks
 from sentei.files import read_json, write_json, write_text
 from sentei.models.card import model_card
-from sentei.models.shards import save_streamed
+from sentei.models.shards import save_streamed, stored_name
 from sentei.outputs import atomic_dir
 from sentei.plan import Plan
 
@@ -60,7 +60,8 @@ def save(
     with atomic_dir(Path(directory), overwrite=overwrite) as scratch:
         with quiet():
             if (blocks := streamed_blocks(saved)) is None:
-                saved.save_pretrained(scratch, state_dict=_as_stored(saved, saved.state_dict(keep_vars=True)))
+                state = _as_stored(saved, saved.state_dict(keep_vars=True))
+                saved.save_pretrained(scratch, state_dict={stored_name(saved, key): x for key, x in state.items()})
             else:
                 save_streamed(
                     saved, blocks, scratch, _kind(saved), lambda name, value: _as_stored(saved, {name: value})[name]

@@ -52,11 +52,18 @@ def save_streamed(
     for number in range(shards):
         name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         state = outside(family, model) if number == 0 else _block(blocks, number - 1, family.blocks_at)
+        state = {stored_name(model, key): value for key, value in state.items()}
         tensors = {key: Lazy(tuple(value.shape), partial(as_stored, key, value)) for key, value in state.items()}
         kinds = {key: kind if value.is_floating_point() else value.dtype for key, value in state.items()}
         total += write_safetensors(directory / name, tensors, kinds)
         where.update(dict.fromkeys(state, name))
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def stored_name(model: PreTrainedModel, name: str) -> str:
+    """What a tensor is called in files: a stock class may have another name for it; ours have not."""
+    family = family_of(model.config)
+    return family.stored_name(name) if model.config.model_type == family.name else name
 
 
 def _block(blocks: StreamedBlocks, index: int, path: str) -> State:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sentei.errors import InputError
 from sentei.families.base import Family
-from sentei.families.separate import is_plain, separate, separate_state
+from sentei.families.separate import is_separate, separate, separate_state
 from sentei.families.streamed import State, StreamedBlocks, stream
 from sentei.memory import check_memory
 from sentei.models.headers import BLOCK, Stored, opened
@@ -102,7 +102,7 @@ def stream_weights(
     Raises:
         InputError: see `read_weights`; too little memory.
     """
-    expected, plain = model.state_dict(), model.config.model_type != family.name or is_plain(family)
+    expected, plain = model.state_dict(), model.config.model_type != family.name or is_separate(family, model)
     _check(_named(stored, expected, family), expected, family, tied)  # all blocks, before any work
     outer = {name: value for name, value in expected.items() if not BLOCK.match(name)}
     numbers = sum(value.numel() for name, value in outer.items() if not (tied and name == _HEAD))
@@ -140,7 +140,7 @@ def _named(stored: dict[str, Stored], expected: Mapping[str, Tensor], family: Fa
     """Tensors by the model's names."""
     root, named = family.blocks_at.partition(".")[0], {}
     for known, place in stored.items():
-        name = known if known in expected else family.aliases.get(known, known)
+        name = known if known in expected else family.aliases.get(known, family.known_name(known))
         named[name if name in expected else f"{root}.{name}"] = place
     return named
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from sentei.errors import InputError
 from sentei.families import family_of, modeling_sentei
 from sentei.families.surgery import pruned_config
 from sentei.inference.forward import evaluating, final_hidden, logits
@@ -57,6 +58,11 @@ def measure_table(
     """See `sentei.prove.latency.build`."""
     protocol = protocol_of(model, batch, prompt, rounds)
     shape = protocol.dense
+    if any(block.experts for block in shape.blocks):
+        raise InputError(
+            "a latency table knows no experts: what they take depends on which are chosen; "
+            "budget by params, bytes or flops"
+        )
     groups, heads, ffn = (max(getattr(b, k) for b in shape.blocks) for k in ("kv_groups", "heads_per_group", "ffn"))
     widest = max(shape.hidden, ffn, groups * heads * shape.head_dim)
     axes: dict[str, tuple[tuple[int, ...], ...]] = {

@@ -31,6 +31,8 @@ class Matrices:
             if kept is None and menus.problem.protects(menu.part, menu.block):
                 continue
             for name, (out, into) in menus.matrices(menu.block, menu.part, 0).items():
+                if name not in menus.rank_losses[menu.block][menu.part]:  # of experts
+                    continue
                 ranks: list[int | None] = [None]
                 shares = (max(1, int(share * out * into / (out + into))) for share in kept or ())
                 most = break_even(out, into, menus.storage)

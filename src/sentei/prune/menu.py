@@ -155,7 +155,8 @@ class Menus:
         found = [
             Entry(at, (), self.price(block, part, at, {}), losses[at]) for at in (thinned if levels is None else ranked)
         ]
-        if LOW_RANK in self.kinds and not problem.protects(part, block):
+        ranks = LOW_RANK in self.kinds and self.rank_losses[block][part]  # experts have none
+        if ranks and not problem.protects(part, block):
             for at in ranked:
                 prices = FINE_PRICES if levels is None and not at else PRICES
                 found += self._ranked(block, part, at, losses[at], prices)

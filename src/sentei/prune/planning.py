@@ -15,6 +15,7 @@ from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.compensation import COMPENSATIONS
+from sentei.prune.experts import arranged
 from sentei.prune.matrices import Matrices
 from sentei.prune.menu import LEVELS, Entry, Menus, Times
 from sentei.prune.methods import KINDS, LOW_RANK, OURS, Method
@@ -148,7 +149,8 @@ def problem_for(
     chosen = SCORES[score]
     whole = [_whole(profile, i) for i in range(len(profile.blocks))]
     curves = curves_of(profile, chosen, weigh, seed) if ranked else whole
-    angles = profile.angles
+    pairs = zip(curves, profile.shape.blocks, strict=True)
+    curves, angles = [arranged(own, block, budget) for own, block in pairs], profile.angles
     return Problem(profile.shape, curves, angles, budget, score, compensation, protect, weigh)
 
 

@@ -134,6 +134,7 @@ class Library:
             shape = self.profile.shape
             weight, bias = sliced(linear, name, plan, shape.blocks[block].heads_per_group, shape.head_dim)
             gram = grams.gram if name == output else grams.input_gram
+            assert gram is not None  # a profile with Gram matrices is of a model without experts
             if name == output and entry.at:
                 weight, gram = self._refitted(weight, linear, gram, block, part, plan)
             if name not in ranks:

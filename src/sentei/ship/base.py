@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sentei.errors import InputError, nearest, unknown
 
 if TYPE_CHECKING:
+    from sentei.families.base import Family
     from sentei.models.load import Loaded
 
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # names of exported dtypes, and torch's
@@ -36,6 +37,13 @@ class Options:
         """What the weights take on the disk, about: padding is not counted, and a quantised format as eight bits."""
         width = {"F32": 4, "F16": 2, "BF16": 2}.get(self.dtype_of(model), 1)
         return width * sum(int(p.numel()) for p in model.parameters())
+
+
+def elsewhere(family: Family) -> str:
+    """Which routes take any cut of a family."""
+    if family.ffn_part.experts:
+        return "use --to hf, or uniform where all blocks are alike"
+    return "use --to hf, onnx or openvino"
 
 
 @dataclass(frozen=True)

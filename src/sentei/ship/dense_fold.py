@@ -14,7 +14,7 @@ from sentei.families.separate import is_plain
 from sentei.families.stock import stock_values, takes_heads
 from sentei.families.surgery import on_meta
 from sentei.plan import BlockShape, ModelShape
-from sentei.ship.base import FLOATS, Options, Route
+from sentei.ship.base import FLOATS, Options, Route, elsewhere
 from sentei.ship.directory import padding_bytes, write_directory
 from sentei.ship.tensors import grown_tensors
 from sentei.ship.uniform import EVERYWHERE, SERVE, stock_reach, window_of
@@ -87,8 +87,10 @@ def refuse(loaded: Loaded) -> str | None:
     """What zeros cannot mend: biases, a window or norms without a place in any stock class."""
     if fold(loaded.model.config) is not None:
         return None
-    what = "its biases have" if is_plain(family_of(loaded.model.config)) else "a cut of its fused matrices has"
-    return f"{what} no place in any stock class of this architecture; use --to hf, onnx or openvino"
+    family = family_of(loaded.model.config)
+    plain, experts = is_plain(family), family.ffn_part.experts
+    what = "its biases have" if plain else "a cut of its experts has" if experts else "a cut of its fused matrices has"
+    return f"{what} no place in any stock class of this architecture; {elsewhere(family)}"
 
 
 def write(loaded: Loaded, path: Path, options: Options) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.models.gguf_file import WINDOW_KEYS
-from sentei.ship.base import FLOATS, Options, Route
+from sentei.ship.base import FLOATS, Options, Route, elsewhere
 from sentei.ship.gguf_layout import Layout, lay_out, misfit
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def refuse(loaded: Loaded) -> str | None:
     family = family_of(config)
     shape = family.shape(config)
     if not family.like_llama:
-        return f"sentei writes no GGUF of family {family.name} yet; use --to hf, onnx or openvino"
+        return f"sentei writes no GGUF of family {family.name} yet; {elsewhere(family)}"
     if config.hidden_act != "silu":
         return f"llama.cpp computes silu here, the model {config.hidden_act}; use --to hf, onnx or openvino"
     if (reason := misfit(family, shape)) or (reason := _rope_misfit(config, lay_out(family, shape))):

@@ -23,7 +23,7 @@ from sentei.families import family_of
 from sentei.families.surgery import ready
 from sentei.files import write_json
 from sentei.models.save import copy_legal
-from sentei.ship.base import FLOATS
+from sentei.ship.base import FLOATS, elsewhere
 from sentei.ship.directory import in_dtype
 from sentei.ship.telemetry import without_telemetry
 
@@ -32,6 +32,12 @@ if TYPE_CHECKING:
 
 _BATCH, _PAST, _NEW = 2, 4, 3  # of the traced example; none may be 0 or 1, which a trace takes for constants
 _CHATTY = ("root", "torch.onnx", "torch.export", "nncf", "onnxruntime.quantization.matmul_nbits_quantizer")
+
+
+def refuse(loaded: Loaded) -> str | None:
+    """Experts, which are chosen token by token: a graph of fixed steps has no place for that."""
+    family = family_of(loaded.model.config)
+    return f"a graph cannot choose experts token by token; {elsewhere(family)}" if family.ffn_part.experts else None
 
 
 def needs(*modules: str) -> None:

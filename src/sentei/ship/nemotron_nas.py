@@ -15,7 +15,7 @@ import torch
 from sentei.families import family_of
 from sentei.families.surgery import OURS, on_meta
 from sentei.plan import BlockShape, ModelShape
-from sentei.ship.base import FLOATS, Options, Route
+from sentei.ship.base import FLOATS, Options, Route, elsewhere
 from sentei.ship.decilm import configuration_decilm, modeling_decilm
 from sentei.ship.directory import padding_bytes, write_directory
 from sentei.ship.tensors import grown_tensors
@@ -63,7 +63,8 @@ def refuse(loaded: Loaded) -> str | None:
     shape = family_of(config).shape(config)
     instead = "use --to gguf, hf, onnx or openvino"
     if not family_of(config).like_llama:
-        return f"the format holds Llama's parts only, not those of family {family_of(config).name}; {instead}"
+        own = family_of(config)
+        return f"the format holds Llama's parts only, not those of family {own.name}; {elsewhere(own)}"
     if shape.qk_norm:
         return f"the format has no norms on q and k; {instead}"
     if config.hidden_act != "silu":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei.ship.base import Options, Route
-from sentei.ship.graph import export_graph, float_dtype, hushed, needs, write_beside
+from sentei.ship.graph import export_graph, float_dtype, hushed, needs, refuse, write_beside
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
@@ -88,7 +88,7 @@ ROUTE = Route(
     name="onnx",
     line="a directory with model.onnx: one graph for prefill and decode, the cache as inputs and outputs",
     engines=("onnxruntime",),
-    refuse=lambda loaded: None,
+    refuse=refuse,
     ready=lambda options: needs("onnx", "onnxscript", *(["onnxruntime"] if options.dtype == "INT8" else [])),
     write=write,
     dtypes=("F32", "F16", "INT8"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentei.ship.base import FLOATS, Options, Route
-from sentei.ship.graph import export_graph, float_dtype, hushed, needs, write_beside
+from sentei.ship.graph import export_graph, float_dtype, hushed, needs, refuse, write_beside
 
 if TYPE_CHECKING:
     from sentei.models.load import Loaded
@@ -44,7 +44,7 @@ ROUTE = Route(
     name="openvino",
     line="a directory with openvino_model.xml: one graph that keeps its cache to itself",
     engines=("openvino",),
-    refuse=lambda loaded: None,
+    refuse=refuse,
     ready=lambda options: needs("openvino", *([] if options.dtype in ("auto", *FLOATS) else ["nncf"])),
     write=write,
     dtypes=("F32", "F16", "BF16", "INT8"),

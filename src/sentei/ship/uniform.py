@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sentei.budget import EXPERT_MULTIPLE
 from sentei.families import family_of
 from sentei.families.stock import as_stock
 from sentei.models.save import save
@@ -53,7 +54,9 @@ def refuse(loaded: Loaded) -> str | None:
         return None
     shape = family_of(loaded.model.config).shape(loaded.model.config)
     blocks = [shape.blocks[i] for i in shape.present]
-    mend = "use --to dense-fold (zero padding, no savings), or plan with --target-engine uniform"
+    mend = "plan with --target-engine uniform"
+    if not any(block.experts for block in blocks):
+        mend = f"use --to dense-fold (zero padding, no savings), or {mend}"
     for name in ("kv_groups", "heads_per_group", "ffn"):
         sizes = sorted({getattr(block, name) for block in blocks})
         if len(sizes) > 1:
@@ -61,6 +64,10 @@ def refuse(loaded: Loaded) -> str | None:
             return f"blocks have {sizes[0]} to {sizes[-1]} {word}, a stock class wants the same in all; {mend}"
     if any(block.ranks for block in blocks):
         return "a stock class has no low-rank matrices; use --to dense-fold (multiplied back, no savings), hf or onnx"
+    widths = {n for block in blocks for n in block.experts}
+    if len({block.experts for block in blocks}) > 1 or len(widths) > 1 or any(n % EXPERT_MULTIPLE for n in widths):
+        own = f"experts have {min(widths)} to {max(widths)} channels"
+        return f"{own}, a stock class wants the same multiple of {EXPERT_MULTIPLE} and as many in all blocks; {mend}"
     return f"its biases or its {blocks[0].kv_groups * blocks[0].heads_per_group} query heads fit no stock class; {mend}"
 
 

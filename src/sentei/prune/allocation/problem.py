@@ -14,6 +14,7 @@ from sentei.measure.curves import BlockCurves
 from sentei.plan import BlockShape, Budget, ModelShape, Weigh
 from sentei.protect import Protect
 from sentei.prune.compensation import COMPENSATIONS
+from sentei.prune.experts import legal_widths
 
 MAX_SHARE = 0.99  # Adapt-Pruner's cap on what one part may lose; only `global` and `blocks` remove whole parts
 
@@ -62,10 +63,22 @@ class Problem:
                 f"engine {self.budget.target_engine!r} reads pruned models as nemotron-nas, which has no norms on q "
                 "and k; use --target-engine transformers, gguf, onnx, openvino or uniform"
             )
+        if any(block.experts for block in self.dense.blocks) and not self.budget.limits.experts:
+            raise InputError(
+                f"the model has experts, and sentei writes no mixture of experts for engine "
+                f"{self.budget.target_engine!r}; use --target-engine transformers or uniform"
+            )
         if self.budget.limits.uniform and self.protect != Protect():
             raise InputError(
                 f"--protect {self.protect} keeps some blocks whole, but engine 'uniform' wants all blocks alike; "
                 "use --protect none or another --target-engine"
+            )
+
+        first = self.dense.blocks[0]
+        if self.budget.limits.uniform and (odd := next((b for b in self.dense.blocks if not _alike(b, first)), None)):
+            raise InputError(
+                f"engine 'uniform' wants all blocks alike, and block {self.dense.blocks.index(odd)} of this model is "
+                "not like block 0; use another --target-engine"
             )
 
     def protects(self, part: str, index: int) -> bool:
@@ -102,14 +115,15 @@ class Problem:
 
     @cached_property
     def ffn_costs(self) -> list[NDArray[np.int64]]:
-        """Per block, the cost of the FFN after k channels went, k = 0 … all; linear but for norm and bias."""
+        """Per block, the cost of the FFN after k channels went, k = 0 … all; linear but for norm, bias and router."""
         found = []
         for full in self.dense.blocks:
             alone = full.model_copy(update={"kv_groups": 0, "heads_per_group": 0})
             cut = {"down_bias": full.down_bias or self.bias}
-            one, two = (self._cost(alone.model_copy(update=cut | {"ffn": n})) for n in (1, 2))
+            step = max(1, len(full.experts))  # so many channels cost a whole number of FLOPs
+            one, two = (self._cost(alone.model_copy(update=cut | {"ffn": n})) for n in (step, 2 * step))
             kept = full.ffn - np.arange(full.ffn + 1, dtype=np.int64)
-            costs = one + (two - one) * (kept - 1)
+            costs = one - -(two - one) * (kept - step) // step
             costs[0] = self._cost(alone)
             costs[-1] = 0
             found.append(costs)
@@ -138,8 +152,7 @@ class Problem:
         limits = self.budget.limits
         found = []
         for index, full in enumerate(self.dense.blocks):
-            kept = full.ffn - np.arange(full.ffn + 1)
-            legal = kept % limits.ffn_multiple == 0
+            legal = legal_widths(full, self.budget)
             legal[-1] = limits.skip_parts
             if self.protects("ffn", index):
                 legal[:] = False
@@ -169,6 +182,11 @@ class Problem:
                 f"smallest legal model for engine {self.budget.target_engine!r} has {smallest:,} "
                 f"{kept} ({1 - smallest / dense:.1%} removed); ask for at least that"
             )
+
+
+def _alike(one: BlockShape, other: BlockShape) -> bool:
+    keys = ("kv_groups", "heads_per_group", "ffn", "experts")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
 
 
 @dataclass(frozen=True)
