@@ -58,6 +58,17 @@ def resolve_dtype(dtype: str, device: str | torch.device | None = None) -> str:
     return fast_dtype(resolve_device(device)) if dtype == "auto" else dtype
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where nobody says."""
+    import torch
+
+    from sentei.memory import available
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available() if device.type == "cpu" else None
+
+
 def fast_dtype(device: torch.device) -> str:
     """The faster one of "bfloat16" and "float32" on a device."""
     known = bf16_unit(device)

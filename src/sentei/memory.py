@@ -48,6 +48,35 @@ def check_memory(limit: int | None, needed: int, what: str, mend: str) -> None:
         )
 
 
+def check_free(free: int | None, needed: int, what: str, mend: str) -> None:
+    """Refuses work that needs more memory than there is.
+
+    Args:
+        free: bytes; None: not known, and nothing is refused. See `available`.
+        needed: bytes that the work takes.
+        what: does the work.
+        mend: how it would need less.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    if free is not None and needed > free:
+        raise InputError(f"{what} needs about {needed / 1e9:.2f} GB of memory, {free / 1e9:.2f} GB are free; {mend}")
+
+
+def available() -> int | None:
+    """Bytes that this process could still take, as Linux and its control group say; None where nobody does."""
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or "max": no limit
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["inactive_file"])
+        found.append(int((group / "memory.max").read_text()) - used)
+    return min(found, default=None)
+
+
 def return_freed_memory() -> None:
     """Lets freed tensors go back to the system at once, where the C library can be told so (glibc).
 

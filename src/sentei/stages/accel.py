@@ -51,9 +51,14 @@ def _accel(context: Context) -> dict[str, Any]:
     from sentei.accel.family import stage_dir
     from sentei.accel.loop import accel
     from sentei.data.text import read_texts
+    from sentei.families import family_of
+    from sentei.files import check_space
 
     recipe, section = context.recipe, _section(context.recipe)
     dense = context.dense() if recipe.memory is None else _whole(recipe, recipe.model)
+    shape = family_of(dense.model.config).shape(dense.model.config)
+    models = section.stages * shape.params() * shape.itemsize
+    check_space(context.out, models + 3 * STATE * shape.block_params(), "accel")
     family = accel(
         dense,
         read_texts(recipe.data),
@@ -104,7 +109,8 @@ def _suits(recipe: Recipe, dense: Loaded) -> None:
     from sentei.accel.cutting import sizes_of
     from sentei.accel.memory import accel_bytes
     from sentei.families import family_of
-    from sentei.memory import check_memory
+    from sentei.machine import free_memory
+    from sentei.memory import check_free, check_memory
     from sentei.recover.teacher import Present
 
     section = _section(recipe)
@@ -119,6 +125,7 @@ def _suits(recipe: Recipe, dense: Loaded) -> None:
     needed = accel_bytes(shape, settings.batch_tokens, dense.model.dtype.itemsize)
     mend = "it holds the dense model, the one that is trained, and its optimiser; train an adapter, or use more memory"
     check_memory(recipe.limit, needed, "accel", mend)
+    check_free(free_memory(dense.model.device), needed, "accel", mend)
 
 
 def _tokens(recipe: Recipe) -> float:
