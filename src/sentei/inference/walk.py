@@ -25,6 +25,7 @@ from sentei.families import family_of
 from sentei.families.asked import only_block
 from sentei.families.streamed import StreamedBlocks, streamed_blocks
 from sentei.inference.forward import CHUNK, final_hidden, stage
+from sentei.inference.spill import read_tensor, write_tensor
 from sentei.memory import check_memory, held
 
 _LOGITS = 3 * CHUNK * 4  # bytes of a chunk of logits with what is made of them, see `score_targets`
@@ -166,7 +167,7 @@ class States:
         self._end = max(self._end, start + value.nbytes)
         try:
             self._file.seek(start)
-            self._file.write(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            write_tensor(value, self._file)
             self._file.flush()
         except OSError as error:
             place = tempfile.gettempdir()
@@ -179,11 +180,11 @@ class States:
         if self._file is None:
             return self._held[number]
         start, shape, dtype = self._places[number]
-        buffer = bytearray(shape.numel() * dtype.itemsize)
-        self._file.seek(start)
-        if self._file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # of a buffered reader
-            raise InputError("hidden states that were kept on the disk cannot be read again; see to the disk")
-        return torch.frombuffer(buffer, dtype=dtype).view(shape).to(self._device)
+        try:
+            return read_tensor(self._file, start, shape, dtype).to(self._device)
+        except OSError as error:
+            place = tempfile.gettempdir()
+            raise InputError(f"hidden states in {place} cannot be read again ({error}); see to the disk") from error
 
     def __enter__(self) -> States:
         return self

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from sentei.data.windows import Where
 from sentei.errors import InputError, one_line
 from sentei.files import atomic_file, mended, write_json
+from sentei.inference.spill import read_tensor, write_tensor
 from sentei.schema import EXACT, read
 
 WORTH = 20  # times what writing the states took last: so much is done before they are written again
@@ -136,7 +136,7 @@ class States:
         with self._writing():
             if self._new is None:
                 self._new = self._scratch.open("wb")
-            _write(padded, self._new)
+            write_tensor(padded, self._new)
 
     def enter(self, block: int) -> None:
         """All batches are set: they enter `block` now."""
@@ -147,7 +147,7 @@ class States:
             if started - self._written < WORTH * self._cost:
                 return
             with self._writing(), self._scratch.open("wb") as new:
-                _write(self._held.cpu(), new)
+                write_tensor(self._held, new)
             self._written = time.monotonic()
             self._cost = self._written - started
         elif self._new is not None:
@@ -162,9 +162,9 @@ class States:
         assert self.block is not None  # something was written
         file = self._file(self.block)
         try:
-            raw = np.fromfile(file, np.uint8, (stop - start) * self._row, offset=start * self._row)
-            return torch.from_numpy(raw).view(self.dtype).view(stop - start, *self.shape[1:])
-        except (OSError, RuntimeError) as error:
+            with open(file, "rb") as stored:
+                return read_tensor(stored, start * self._row, (stop - start, *self.shape[1:]), self.dtype)
+        except OSError as error:
             raise InputError(
                 f"{file} cannot be read ({one_line(error)}); remove {self.directory}, and the work begins anew"
             ) from error
@@ -188,7 +188,3 @@ class States:
 def _index(file: Path) -> int:
     found = re.fullmatch(r"states-(\d+)\.bin", file.name)
     return int(found[1]) if found else -1
-
-
-def _write(tensor: Tensor, file: BinaryIO) -> None:
-    file.write(tensor.contiguous().view(torch.uint8).numpy().data)
