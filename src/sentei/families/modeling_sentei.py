@@ -128,10 +128,9 @@ class Experts(nn.ModuleList):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         total = torch.zeros_like(hidden_states)
-        for number, expert in enumerate(self):
+        for number in top_k_index.unique().tolist():  # one token is sent to a few of many
             tokens, places = torch.where(top_k_index == number)
-            if len(tokens):
-                total.index_add_(0, tokens, expert(hidden_states, tokens, top_k_weights[tokens, places]))
+            total.index_add_(0, tokens, self[number](hidden_states, tokens, top_k_weights[tokens, places]))
         return total
 
 

@@ -11,7 +11,7 @@ from sentei.measure.curves import AttentionOption, BlockCurves
 from sentei.measure.profile import Profile
 from sentei.measure.ranking import rank_block
 from sentei.measure.scores import SCORES, Score
-from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, planned_shape
+from sentei.plan import BlockPlan, Budget, Plan, Refine, Storage, Weigh, by_expert, planned_shape
 from sentei.protect import Protect
 from sentei.prune.allocation import ALLOCATIONS, Choice, Problem
 from sentei.prune.compensation import COMPENSATIONS
@@ -282,11 +282,14 @@ def _block_plan(problem: Problem, index: int, choice: Choice, ranks: dict[str, i
     option = curves.attention[choice.attention]
     kept = sorted(curves.ffn_order[choice.removed :])
     unit = {"nats": " nats", "output": " (weighted output error)", "none": " (score units)"}[scale]
+    experts = problem.dense.blocks[index].experts
+    left = [len(own) for own in by_expert(kept, experts) if own]
+    stay = f"; {len(left)} of {len(experts)} experts, of {min(left)} to {max(left)} channels" if left else ""
     losses = f"attention +{option.loss:.2e}, FFN +{curves.ffn_loss[choice.removed]:.2e}{unit}"
     return BlockPlan(
         kv_groups=list(option.kv_groups),
         query_heads=[list(heads) for heads in option.query_heads],
         ffn=kept,
         ranks=ranks,
-        reason=(f"predicted loss {losses}; in/out cosine {problem.angles[index]:.3f}"),
+        reason=(f"predicted loss {losses}; in/out cosine {problem.angles[index]:.3f}{stay}"),
     )

@@ -250,7 +250,8 @@ class _Refiner:
         where = next(self._batches(index))
         for _ in range(2):
             started = time.monotonic()
-            torch.autograd.grad(self._loss(index, masters, where), [p for p in masters.values() if p.requires_grad])
+            trained = [p for p in masters.values() if p.requires_grad]
+            torch.autograd.grad(self._loss(index, masters, where), trained, materialize_grads=True)  # idle experts
         tokens = len(where[0]) * (where[1].stop or 0)
         # a backward pass costs two forward passes
         passes = 3 * self.settings.steps * tokens + LOOKS * self.held_windows.tokens + 2 * self.windows.tokens
