@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from sentei.errors import InputError
 from sentei.families import modeling_sentei
 from sentei.families.asked import given_to_blocks
-from sentei.families.modeling_sentei import layer_config
+from sentei.families.logits import scaled_logits
 from sentei.families.parts import ATTENTION, FFN, PARTS, Part
+from sentei.families.sizes import Fact, fact, shape_of
 from sentei.families.streamed import streamed_blocks
-from sentei.plan import BlockShape, ModelShape
-
-Fact = bool | str  # a constant, or the name of the config key that says it
+from sentei.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -137,66 +136,9 @@ class Family:
         """Sizes of a model with this config, dense or pruned.
 
         Raises:
-            InputError: query heads that do not divide into KV groups.
+            InputError: query heads that do not divide into KV groups, or experts that are not as many as are wanted.
         """
-        first = layer_config(config, 0)
-        return ModelShape(
-            hidden=first.hidden_size,
-            gated="gate_proj" in self.ffn_part.matrices,
-            attention_norms=len(self.attention_part.norms),
-            ffn_norms=len(self.ffn_part.norms),
-            norm_bias=self.layer_norm,
-            positions=getattr(first, self.positions) if self.positions else 0,
-            top_k=first.num_experts_per_tok if self.ffn_part.experts else 0,
-            head_dim=getattr(first, "head_dim", None) or first.hidden_size // first.num_attention_heads,
-            vocab=first.vocab_size,
-            tied=bool(first.tie_word_embeddings),
-            qkv_bias=_fact(self.qkv_bias, first),
-            qk_norm=bool(self.qk_norm),
-            qk_norm_over_heads=self.qk_norm == "all heads",
-            o_bias=_fact(self.o_bias, first),
-            mlp_bias=_fact(self.mlp_bias, first),
-            storage=getattr(first, "rank_storage", "factors"),
-            itemsize=_itemsize(stored_dtype(config)),
-            blocks=tuple(self._block_shape(layer_config(config, i), i) for i in range(first.num_hidden_layers)),
-        )
-
-    def _block_shape(self, config: Any, index: int) -> BlockShape:
-        heads = config.num_attention_heads
-        groups = getattr(config, "num_key_value_heads", None) or heads
-        if heads % groups:
-            where = f"layer {index}: num_attention_heads {heads}"
-            raise InputError(f"{where} is no multiple of num_key_value_heads {groups}; mend config.json")
-        skip = getattr(config, "skip", None) or ()
-        window = _window(config, index)
-        attention, ffn = "attention" not in skip, "mlp" not in skip
-        width = getattr(config, "intermediate_size", None) or getattr(config, self.ffn_size) or 4 * config.hidden_size
-        experts = self._experts(config, index) if ffn else ()
-        return BlockShape(
-            kv_groups=groups if attention else 0,
-            heads_per_group=heads // groups if attention else 0,
-            ffn=sum(experts) or (width if ffn else 0),
-            experts=experts,
-            o_bias=attention and getattr(config, "o_proj_bias", False),
-            down_bias=ffn and getattr(config, "down_proj_bias", False),
-            ranks=getattr(config, "ranks", None) or {},
-            window=window if attention else None,
-        )
-
-    def _experts(self, config: Any, index: int) -> tuple[int, ...]:
-        """Channels of each expert of a block; none where its FFN is a plain one."""
-        experts = self.ffn_part.experts
-        if sizes := getattr(config, "expert_sizes", None):
-            return tuple(sizes)
-        every = getattr(config, "decoder_sparse_step", 1)
-        plain = index in (getattr(config, "mlp_only_layers", None) or ()) or every < 1 or (index + 1) % every
-        if experts is None or plain or hasattr(config, "sentei_parts"):
-            return ()
-        count, picked = getattr(config, experts.count), config.num_experts_per_tok
-        if not 0 < picked <= max(count, 1):
-            where = f"layer {index}: num_experts_per_tok {picked}"
-            raise InputError(f"{where} is none of 1 to {count}, as many as there are experts; mend config.json")
-        return (getattr(config, experts.width),) * count
+        return shape_of(self, config)
 
     def blocks(self, model: nn.Module) -> nn.ModuleList:
         """The decoder layers, in order; see `block` for one whose weights are wanted."""
@@ -300,7 +242,7 @@ class Family:
 
     def is_parallel(self, config: Any) -> bool:
         """Whether both parts read what enters the block."""
-        return _fact(self.parallel, config)
+        return fact(self.parallel, config)
 
     def run_part(
         self, model: nn.Module, index: int, part: str, stream: Tensor, inputs: dict[str, Any] | None = None
@@ -345,43 +287,6 @@ class Family:
         """
         positions = torch.arange(first, first + hidden.shape[1], device=hidden.device)[None]
         return given_to_blocks(model, self.blocks_at, inputs_embeds=hidden, position_ids=positions)[index][1]
-
-
-def scaled_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits of normalised hidden states, with the scale or cap that the architecture puts on them."""
-    config = model.config.get_text_config()
-    out: Tensor = model.get_output_embeddings()(hidden)
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        out = out * scale
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        out = out / scaling
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
-        out = torch.tanh(out / cap) * cap
-    return out
-
-
-def stored_dtype(config: Any) -> str:
-    """The dtype that a saved model declares: that of the checkpoint, whatever dtype it was loaded in."""
-    found = getattr(config, "sentei_dtype", None) or getattr(config, "dtype", None) or "float32"
-    return str(found).removeprefix("torch.")
-
-
-def _itemsize(dtype: str) -> int:
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise InputError(f"dtype {dtype!r} is none that torch knows, such as bfloat16 or float32; mend config.json")
-    return int(found.itemsize)
-
-
-def _window(config: Any, index: int) -> int | None:
-    """How many tokens block `index` sees at most; None where its attention does not slide."""
-    window: int | None = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"]
-    return window if kinds[index % len(kinds)] == "sliding_attention" else None
-
-
-def _fact(fact: Fact, config: Any) -> bool:
-    return bool(getattr(config, fact)) if isinstance(fact, str) else fact
 
 
 def _version(text: str) -> tuple[int, ...]:

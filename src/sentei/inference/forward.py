@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sentei.families.base import scaled_logits
+from sentei.families.logits import scaled_logits
 
 CHUNK = 1 << 24  # elements of one fp32 chunk of logits: 64 MB, whatever the vocabulary
 
