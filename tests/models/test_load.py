@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sentei.errors import InputError
 from sentei.families.stock import stock_of
 from sentei.models.load import Loaded, as_loaded, digest, load
-from tiny import tiny_model, tiny_tokenizer
+from tiny import MIXTURES, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -52,6 +52,27 @@ def test_stock_directory_of_every_family(tiny, ids, tmp_path):
         assert torch.equal(loaded.model(ids).logits, tiny(ids).logits)
     assert loaded.digest == digest(tiny) and loaded.name == "m" and loaded.tokenizer is None
     assert not loaded.model.training
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_experts_may_be_stored_as_one_tensor(variant, streamed, ids, tmp_path):
+    """As transformers 5 has them in memory, and saves them where it is told not to go back to the usual form."""
+    model = tiny_model(variant)
+    state = {name: value.clone() for name, value in model.state_dict().items() if ".experts." not in name}
+    for i, block in enumerate(model.model.layers):
+        if experts := list(getattr(block.mlp, "experts", ())):
+            inner = [torch.cat([expert.gate_proj.weight, expert.up_proj.weight]) for expert in experts]
+            state[f"model.layers.{i}.mlp.experts.gate_up_proj"] = torch.stack(inner).detach()
+            state[f"model.layers.{i}.mlp.experts.down_proj"] = torch.stack(
+                [e.down_proj.weight for e in experts]
+            ).detach()
+    model.config.save_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors")
+    loaded = load(tmp_path, dtype="float32", streamed=streamed)
+    assert loaded.digest == digest(model)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, model(ids).logits)
 
 
 def test_a_model_of_several_shards(ids, tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sentei.errors import InputError
 from sentei.files import read_json
@@ -23,12 +24,21 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.(?:attn|attention)\.(?:masked_)
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, its name there, its shape, and its dtype as safetensors calls it, by the file's header."""
+    """A tensor in a file, its name there, its shape, and its dtype as safetensors calls it, by the file's header.
+
+    `at`: which part of what has that name it is; empty: all.
+    """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    at: tuple[int | slice, ...] = ()
+
+    def read(self, handle: Any) -> Tensor:
+        """The tensor; `handle`: of its opened file."""
+        found: Tensor = handle.get_slice(self.name)[self.at] if self.at else handle.get_tensor(self.name)
+        return found
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -94,7 +104,22 @@ def stored_tensors(files: list[Path]) -> dict[str, Stored]:
                     raise InputError(f"{file.parent}: {twice} are the same tensor; remove the one that is out of date")
                 header = handle.get_slice(stored)
                 found[name] = Stored(file, stored, tuple(header.get_shape()), header.get_dtype())
-    return found
+    return dict(_single(found))
+
+
+def _single(stored: dict[str, Stored]) -> Iterator[tuple[str, Stored]]:
+    """Experts that are stored as one tensor, as transformers 5 has them in memory, as one tensor each."""
+    for name, place in stored.items():
+        path, _, last = name.rpartition(".")
+        if last not in ("gate_up_proj", "down_proj") or len(place.shape) != 3 or not all(place.shape):
+            yield name, place
+            continue
+        experts, rows, columns = place.shape
+        halves = {"gate_proj": slice(0, rows // 2), "up_proj": slice(rows // 2, rows)}
+        for number in range(experts):
+            for matrix, own in halves.items() if last == "gate_up_proj" else [(last, slice(0, rows))]:
+                shape = (own.stop - own.start, columns)
+                yield f"{path}.{number}.{matrix}.weight", replace(place, shape=shape, at=(number, own))
 
 
 def _unwrapped(name: str) -> str:

@@ -62,7 +62,7 @@ def stored_digest(directory: Path, config: Any, tokenizer: Any) -> str:
     known = FAMILIES[config.model_type].known_name if stock else str
     for name, place in stored_tensors(weight_files(directory)).items():
         with opened(place.file) as handle:
-            weights[known(name)] = _hash_tensor(handle.get_tensor(place.name))
+            weights[known(name)] = _hash_tensor(place.read(handle))
     return _joined(weights, config, tokenizer)
 
 

@@ -58,7 +58,7 @@ def read_weights(
         with opened(file) as handle:
             for name, place in named.items():
                 if place.file == file:
-                    tensor = handle.get_tensor(place.name)
+                    tensor = place.read(handle)
                     kind = dtype if tensor.is_floating_point() else tensor.dtype
                     found[name] = tensor.to(device=device, dtype=kind, copy=wanted is not None)
                     _check_finite(found[name], f"{file}: tensor {place.name}")
