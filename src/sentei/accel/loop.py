@@ -34,10 +34,13 @@ from sentei.outputs import remove, replaced_dir
 from sentei.plan import Budget, Plan
 from sentei.progress import Progress, shown
 from sentei.recover.attention import short_attention
+from sentei.recover.tune.adapters.base import linears
 from sentei.recover.tune.data import Source, TrainingData, read_data, teach
 from sentei.recover.tune.guard import History
+from sentei.recover.tune.impact import Impact, measure_impact
 from sentei.recover.tune.loss import LOSSES, Loss
 from sentei.recover.tune.train import Trainer
+from sentei.recover.tune.tune import IMPACT_BATCHES
 
 ROWS = 32  # held-out rows on which the distance to the dense model is told
 LOOKS, LOOK_SHARE = 10, 0.1  # of held-out rows in a stage: at most so many, and of so much of its tokens
@@ -84,7 +87,7 @@ def accel(
     data = read_data(pool, dense.tokenizer, length, settings.seed, progress, teacher, loss, strict=strict)
     steps = feed(data, settings)
     teach(data, loss, [rows for one in steps for rows in one], teacher or dense, dense, work, progress)
-    way = trained(settings)
+    way = trained(settings, functools.partial(_impact, data, loss, steps[0], progress))
     run = _Run(
         dense,
         settings,
@@ -99,6 +102,13 @@ def accel(
         data.heldout_loss(loss, settings.batch_tokens),
     )
     return run.go()
+
+
+def _impact(data: TrainingData, loss: Loss, steps: Sequence[Sequence[int]], progress: Progress, model: Any) -> Impact:
+    """The gradients of a model's linears over some batches of the first stage."""
+    batches = [data.batch(rows) for rows in steps[:IMPACT_BATCHES]]
+    with short_attention(model), progress.stage("impact", len(batches), "batches"):
+        return measure_impact(model, batches, data.loss(loss), list(linears(model)))
 
 
 @dataclass

@@ -26,9 +26,9 @@ from sentei.plan import Plan
 Tensors = dict[str, Tensor]
 
 
-def fresh(model: Any) -> Tensors:
-    """The state of a model that was not trained: `value.NAME`, fp32, of every parameter of its blocks."""
-    return {f"value.{name}": value.detach().float().clone() for name, value in _inside(model).items()}
+def weights_of(model: Any, kind: str) -> Tensors:
+    """`kind.NAME`, fp32, of every parameter of a model's blocks."""
+    return {f"{kind}.{name}": value.detach().float().clone() for name, value in _inside(model).items()}
 
 
 @torch.no_grad()
@@ -46,22 +46,45 @@ def carry(tensors: Mapping[str, Tensor], before: Any, after: Any, plan: Plan, re
         The same for `after`. Values are the kept ones plus what the refit changed. A parameter that is new has no
         moments.
     """
-    plain, now = _inside(prune(before, plan)), _inside(after)
-    kept = {kind: _cut(tensors, kind, before, plan) for kind in ("value", "exp_avg", "exp_avg_sq")}
-    found: Tensors = {}
-    for name, weight in now.items():
-        if f"value.{name}" not in tensors:
-            found[f"value.{name}"] = weight.detach().float().clone()
-            continue
-        moved = weight.float() - plain[name].float()
-        found[f"value.{name}"] = kept["value"][name] + moved
+    found, shares = carry_weights(tensors, "value", before, after, plan, refitted)
+    kept = {kind: _cut(tensors, kind, before, plan) for kind in ("exp_avg", "exp_avg_sq")}
+    for name, share in shares.items():
         if f"exp_avg.{name}" in tensors:
-            first = kept["exp_avg"][name]
-            if bool(moved.any()):
-                first = first * _share(refitted, plain[name].float(), weight.float())
-            found[f"exp_avg.{name}"], found[f"exp_avg_sq.{name}"] = first, kept["exp_avg_sq"][name]
+            found[f"exp_avg.{name}"] = kept["exp_avg"][name] * share
+            found[f"exp_avg_sq.{name}"] = kept["exp_avg_sq"][name]
             found[f"step.{name}"] = tensors[f"step.{name}"].clone()
     return found
+
+
+@torch.no_grad()
+def carry_weights(
+    tensors: Mapping[str, Tensor], kind: str, before: Any, after: Any, plan: Plan, refitted: Refitted
+) -> tuple[Tensors, dict[str, float]]:
+    """The weights of the blocks after a cut, fp32, and what is kept of the first moments that belong to each.
+
+    Args:
+        tensors: have `kind.NAME`, the weights before the cut, or what they are without an adapter.
+        kind: see there.
+        before: the model that was cut, of the effective weights.
+        after: what the cut made of it.
+        plan: by which.
+        refitted: see `carry`.
+
+    Returns:
+        `kind.NAME`: what the plan keeps, plus what the cut changed of it; and, of parameters that there were before,
+        1 where it changed nothing, else by `refitted`.
+    """
+    plain, now, kept = _inside(prune(before, plan)), _inside(after), _cut(tensors, kind, before, plan)
+    found: Tensors = {}
+    shares: dict[str, float] = {}
+    for name, weight in now.items():
+        if f"{kind}.{name}" not in tensors:
+            found[f"{kind}.{name}"] = weight.detach().float().clone()
+            continue
+        moved = weight.float() - plain[name].float()
+        found[f"{kind}.{name}"] = kept[name] + moved
+        shares[name] = _share(refitted, plain[name].float(), weight.float()) if bool(moved.any()) else 1.0
+    return found, shares
 
 
 def without_moments(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sentei.accel.moments import Tensors, carry, fresh, without_moments
+from sentei.accel.moments import Tensors, carry, weights_of, without_moments
 from sentei.accel.settings import Settings
+from sentei.errors import InputError, unknown
 from sentei.families import family_of
 from sentei.plan import Plan
 from sentei.recover.tune.adapters import ADAPTERS
 
+if TYPE_CHECKING:
+    from sentei.recover.tune.impact import Impact
+
 FULL_RATE = 1e-4  # of full training between cuts; that of `tune`'s adapter of that name is for a whole model
 
 
-def trained(settings: Settings) -> Trained:
-    """The way of that name.
+def trained(settings: Settings, impact: Callable[[Any], Impact]) -> Trained:
+    """The way of that name; `impact`: see `Adapted`."""
+    if settings.train == "full":
+        return Full(settings)
+    from sentei.accel.adapters import Adapted
+
+    return Adapted(settings, impact)
+
+
+def check_trained(name: str) -> None:
+    """Refuses what cannot be trained between cuts.
 
     Raises:
         InputError: unknown, or an adapter that is no effective weight.
     """
-    return Full(settings)
+    from sentei.accel.adapters import SUITABLE
+
+    known = ("full", *SUITABLE)
+    if name in ADAPTERS and name not in known:
+        raise InputError(f"adapter {name!r} is no effective weight, which a cut goes through; use {' or '.join(known)}")
+    if name not in known:
+        raise unknown("adapter", name, known)
 
 
 def rate_of(settings: Settings) -> float:
@@ -72,7 +91,7 @@ class Full:
 
     def start(self, model: Any) -> Tensors:
         """See `Trained`."""
-        return fresh(model)
+        return weights_of(model, "value")
 
     def effective(self, model: Any, tensors: Mapping[str, Tensor]) -> Any:
         """See `Trained`."""

@@ -218,14 +218,22 @@ def sliced(
         head_dim: rows of one head.
     """
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    if name in ATTENTION_MATRICES:
-        query, key = head_rows(plan, heads_per_group, head_dim, weight.device)
-        rows = query if name in ("q_proj", "o_proj") else key
-    else:
-        rows = torch.tensor(plan.ffn, device=weight.device)
-    if name in ("o_proj", "down_proj"):
-        return weight.index_select(1, rows), bias
+    rows, columns = kept_indices(name, plan, heads_per_group, head_dim, weight.device)
+    if rows is None:
+        return weight.index_select(1, columns), bias
     return weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
+
+
+def kept_indices(
+    name: str, plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any = "cpu"
+) -> tuple[Tensor, None] | tuple[None, Tensor]:
+    """The rows that a plan keeps of one matrix, or the columns, ascending; None: all of them. Arguments as of `kept`."""
+    if name in ATTENTION_MATRICES:
+        query, key = head_rows(plan, heads_per_group, head_dim, device)
+        units = query if name in ("q_proj", "o_proj") else key
+    else:
+        units = torch.tensor(plan.ffn, device=device)
+    return (None, units) if name in ("o_proj", "down_proj") else (units, None)
 
 
 def head_rows(plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any = "cpu") -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ def _accel(context: Context) -> dict[str, Any]:
 
 
 def _check(recipe: Recipe) -> None:
-    from sentei.accel.trained import trained
+    from sentei.accel.trained import check_trained
     from sentei.data.text import read_texts
     from sentei.prune.methods import LOW_RANK, method
     from sentei.recover.tune.tune import check_names
@@ -98,8 +98,8 @@ def _check(recipe: Recipe) -> None:
         )
     measured = recipe.measure.model_copy(update={"gradient_tokens": section.gradient_tokens})
     checks.check_parts(recipe.model_copy(update={"prune": made, "measure": measured}))
+    check_trained(section.train)
     check_names(adapter=section.train, loss=section.loss)
-    trained(section.settings(recipe.seed))
     read_texts(recipe.data)
     _pool(recipe)
 
