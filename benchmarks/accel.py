@@ -65,7 +65,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "random weights": {},
     "random weights, text": {"loss": "sft"},
 }
-RATES = (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+RATES = (1e-4, 3e-4, 1e-3)
 
 
 def pool(rows: int) -> Pool:
@@ -189,10 +189,7 @@ def main() -> None:
     if asked.arms == ["rates"]:
         for value in RATES:
             asked.rate = value
-            for stages in (1, 5):
-                rows.run(
-                    lambda n=stages: made("", dense, asked, {"stages": n}), arm=f"{stages} stages", rate=value, **key
-                )
+            rows.run(lambda: made("", dense, asked, {"stages": 1}), arm="one cut", **key, rate=value)
         return
     rows.run(lambda: tested(dense, dense.model, asked), arm="dense", model=asked.model, dtype=key["dtype"])
     for name in asked.arms:

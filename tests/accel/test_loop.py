@@ -120,6 +120,30 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
     assert same(made(dense, texts, tmp_path / "killed"), wanted)
 
 
+@pytest.mark.parametrize("name", ["lora+sparse", "rslora"])
+def test_an_adapter_goes_through_the_stages(
+    dense: Loaded, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    options = {"train": name, "budget_params": "10%", "learning_rate": 1e-2}
+    whole = made(dense, texts, tmp_path / "whole", **options)
+    assert whole.stages[-1]["curve"][-1]["heldout"] < whole.stages[-1]["curve"][0]["heldout"]
+    for number in (1, 2, 3):
+        assert not (whole.model(number) / "adapter").exists()
+        assert all(torch.isfinite(value).all() for value in weights(whole.model(number)).values())
+    real, calls = loop.load_state, [0]
+
+    def dying(path: Path) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:  # the second stage is cut, and not yet trained
+            raise KeyboardInterrupt
+        return real(path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "load_state", dying)
+        made(dense, texts, tmp_path / "killed", **options)
+    assert same(made(dense, texts, tmp_path / "killed", **options), whole)
+
+
 def test_moments_that_are_carried_make_another_training(dense: Loaded, texts: list[str], tmp_path: Path) -> None:
     options: dict[str, Any] = {"prune": {"method": "structural", "compensation": "none"}}
     carried, anew = (made(dense, texts, tmp_path / how, moments=how, **options) for how in ("carry", "restart"))

@@ -65,11 +65,11 @@ class Adapted:
         """See `Trained`."""
         shares = {}
         for name in linears(model):
-            A, I = tensors.get(f"value.{PREFIX}{name}.lora_A.{NAME}.weight"), tensors.get(_indices(name))
-            if A is not None or I is not None:
+            A, at = tensors.get(f"value.{PREFIX}{name}.lora_A.{NAME}.weight"), tensors.get(_indices(name))
+            if A is not None or at is not None:
                 empty = torch.zeros(0, dtype=torch.int64)
-                shares[name] = Share(0 if A is None else len(A), empty if I is None else I.long())
-        config = LoraConfig(r=1, lora_alpha=float(tensors["scale"]), task_type="CAUSAL_LM")  # type: ignore[arg-type]
+                shares[name] = Share(0 if A is None else len(A), empty if at is None else at.long())
+        config = LoraConfig(r=1, lora_alpha=float(tensors["scale"]), task_type="CAUSAL_LM")
         return attach(model, config, shares, seed=0)
 
     def effective(self, model: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -131,7 +131,7 @@ def _cut_one(
         found[f"value.{parameter}"] = pick(tensors[f"value.{parameter}"])
         if f"exp_avg.{parameter}" in tensors:
             first, second = (pick(tensors[f"{kind}.{parameter}"]) for kind in MOMENTS)
-            found |= {f"exp_avg.{parameter}": first * share, f"exp_avg_sq.{parameter}": second}
+            found[f"exp_avg.{parameter}"], found[f"exp_avg_sq.{parameter}"] = first * share, second
             found[f"step.{parameter}"] = tensors[f"step.{parameter}"].clone()
 
     low = f"{PREFIX}{name}."

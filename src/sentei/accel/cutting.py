@@ -21,7 +21,8 @@ from sentei.models.load import Loaded
 from sentei.plan import Budget, Plan
 from sentei.progress import Progress
 from sentei.prune.cut import cut
-from sentei.prune.planning import plan
+from sentei.prune.methods import method
+from sentei.prune.planning import parts_of, plan
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,11 @@ class Cutting:
         took("moments")
         write_json(out / "cut.json", seconds)
 
+    @property
+    def _score(self) -> str:
+        """The score by which the stages are planned."""
+        return parts_of(method(self.prune["method"]), self.prune.get("score"))[0]
+
     def _planned(self, loaded: Loaded, size: int, keep: Path | None, took: Any) -> Plan:
         windows = self.windows
         profile = measure(
@@ -96,6 +102,8 @@ class Cutting:
             windows,
             tokens=windows.ids.numel(),
             gradient_tokens=self.settings.gradient_tokens,
+            scores=[self._score],
+            ranks=False,
             progress=self.progress,
         )
         if keep is not None:

@@ -219,15 +219,16 @@ def sliced(
     """
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     rows, columns = kept_indices(name, plan, heads_per_group, head_dim, weight.device)
-    if rows is None:
+    if columns is not None:
         return weight.index_select(1, columns), bias
+    assert rows is not None  # one of both
     return weight.index_select(0, rows), None if bias is None else bias.index_select(0, rows)
 
 
 def kept_indices(
     name: str, plan: BlockPlan, heads_per_group: int, head_dim: int, device: Any = "cpu"
 ) -> tuple[Tensor, None] | tuple[None, Tensor]:
-    """The rows that a plan keeps of one matrix, or the columns, ascending; None: all of them. Arguments as of `kept`."""
+    """The rows that a plan keeps of one matrix, or the columns, ascending; None: all. Arguments as of `kept`."""
     if name in ATTENTION_MATRICES:
         query, key = head_rows(plan, heads_per_group, head_dim, device)
         units = query if name in ("q_proj", "o_proj") else key

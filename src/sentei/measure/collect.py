@@ -9,7 +9,7 @@ ShortGPT.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ def measure(
     window: int = 1024,
     gradient_tokens: int = 8192,
     keep_grams: bool = False,
+    scores: Sequence[str] | None = None,
+    ranks: bool = True,
     tokenizer: Any = None,
     memory: int | None = None,
     work: Path | None = None,
@@ -65,6 +67,9 @@ def measure(
             the scores that need gradients.
         keep_grams: keep each block's Gram matrices too, which candidates in place (`choose`, `fit`) and scores of your
             own need; without them a profile is a hundredth as large.
+        scores: whose removal curves are made, of those that need Gram matrices; default: all of them. Curves are most
+            of the time on a small set.
+        ranks: whether the losses of low ranks are computed, which methods with low-rank matrices need.
         tokenizer: needed for texts where `model` carries none.
         memory: bytes that the process may use; refused before the work where it needs more.
         work: a directory where every block's statistics are written as soon as they are made, with what a later call
@@ -91,15 +96,16 @@ def measure(
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
     progress = shown(progress)
-    scores = gram_scores(graded=len(picked) > 0)
-    contents = Contents(shape, len(picked) > 0, tuple(score.name for score in scores), keep_grams)
+    chosen = [one for one in gram_scores(graded=len(picked) > 0) if scores is None or one.name in scores]
+    contents = Contents(shape, len(picked) > 0, tuple(score.name for score in chosen), keep_grams, ranks)
     streamed = streamed_blocks(net)
     needs = Needs(contents, windows.ids.numel(), graded.ids.numel(), net.dtype.itemsize, streamed is not None)
     spilled = needs.check(memory, work, progress)  # before a first pass over the model
     check_family(family, net, windows.ids)
     data_digest = _data_digest(windows)
     if work is not None:
-        claim(work, hash_json([loaded.digest, str(net.dtype), data_digest, len(picked), keep_grams]))
+        asked = [keep_grams, contents.scores, ranks]
+        claim(work, hash_json([loaded.digest, str(net.dtype), data_digest, len(picked), *asked]))
     count = len(shape.blocks)
     blocks: list[BlockStats] | StoredBlocks = [] if work is None else StoredBlocks(work, contents)
     with progress.stage("measure", total=count * (2 if len(picked) else 1), unit="blocks") as bar:
@@ -115,10 +121,10 @@ def measure(
             bar.advance()
         for index in range(begun or 0, count):
             found = _Block(family, net, windows, shape, index).run(states)
-            stats = found.statistics(gradients.of(index) if gradients else {})
+            stats = found.statistics(gradients.of(index) if gradients else {}, ranks=ranks)
             if streamed is not None:
                 streamed.leave()  # its weights make room for the curves
-            for score in scores:
+            for score in chosen:
                 rank_measured(stats, shape, index, score)
             stats = stats.settled(keep_grams)
             if isinstance(blocks, StoredBlocks):
@@ -215,7 +221,7 @@ class _Block:
         return self
 
     @torch.no_grad()
-    def statistics(self, gradients: Mapping[str, Tensor]) -> BlockStats:
+    def statistics(self, gradients: Mapping[str, Tensor], *, ranks: bool) -> BlockStats:
         """The statistics of the block, on the model's device; `gradients`: as of `GradientPass.of`."""
         for name, mean in self.means.items():
             self.grams[name].add(mean.new_zeros(0, len(mean)))  # of an expert that no token was sent to
@@ -250,7 +256,7 @@ class _Block:
                 parts[part] = PartStats.side_by_side(found)
                 continue
             parts[part] = found[0]
-            if gradients:
+            if gradients and ranks:
                 parts[part].ranks = rank_losses(found[0].whole(), members[0], gradients)
         return BlockStats(parts.get("attention"), parts.get("ffn"), angle=(self.angle / self.count).item())
 

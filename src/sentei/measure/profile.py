@@ -61,6 +61,7 @@ class Profile:
             "gradient_tokens": self.gradient_tokens,
             "scores": list(self.contents.scores),
             "grams": self.contents.grams,
+            "ranks": self.contents.ranks,
             "info": self.info,
         }
 
@@ -71,7 +72,8 @@ class Profile:
             return self.blocks.contents
         parts = [part for block in self.blocks for part in (block.attention, block.ffn) if part is not None]
         grams = all(part.matrices is not None for part in parts)
-        return Contents(self.shape, self.gradient_tokens > 0, tuple(self.blocks[0].curves), grams)
+        ranks = self.gradient_tokens == 0 or any(part.ranks for part in parts)
+        return Contents(self.shape, self.gradient_tokens > 0, tuple(self.blocks[0].curves), grams, ranks)
 
     @property
     def angles(self) -> list[float]:
@@ -137,7 +139,7 @@ class Profile:
                 f"{_measure_again(path, value)}"
             )
         head = parse(Head, value, str(path / "profile.json"), "measure again")
-        contents = Contents(head.shape, head.gradient_tokens > 0, tuple(head.scores), head.grams)
+        contents = Contents(head.shape, head.gradient_tokens > 0, tuple(head.scores), head.grams, head.ranks)
         keys = ("shape", "model_digest", "data_digest", "tokens", "window", "gradient_tokens", "info")
         return cls(blocks=StoredBlocks(path, contents), **{key: getattr(head, key) for key in keys})
 

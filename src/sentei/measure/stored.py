@@ -30,6 +30,7 @@ class Head(BaseModel):
     gradient_tokens: Count
     scores: list[str]
     grams: bool
+    ranks: bool = True
     info: dict[str, Any]
 
 
@@ -42,12 +43,14 @@ class Contents:
         graded: whether there was a gradient pass.
         scores: whose curves there are.
         grams: whether Gram matrices were kept.
+        ranks: whether the losses of low ranks were computed, where there were gradients.
     """
 
     shape: ModelShape
     graded: bool
     scores: tuple[str, ...]
     grams: bool
+    ranks: bool = True
 
     def parts(self, index: int) -> dict[str, tuple[tuple[str, ...], int, int]]:
         """Of a block's parts that are there: names of the matrices, and the row-pruned one's outputs and inputs."""
@@ -64,7 +67,7 @@ class Contents:
             own |= {"energy": ()} | {f"alone.{score}": (n,) for score in self.scores}
             if self.graded:
                 own |= {"grad_energy": (), "taylor": (n,)}
-                ranked = () if part == "ffn" and block.experts else names
+                ranked = () if not self.ranks or (part == "ffn" and block.experts) else names
                 own |= {f"rank.{name}": (min(sizes[name]) + 1,) for name in ranked}
             found |= {f"{part}.{key}": size for key, size in own.items()}
         for score in self.scores:

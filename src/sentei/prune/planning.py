@@ -177,6 +177,8 @@ def menus_for(
             f"ranks are priced in nats of the loss, and score {score!r} is none; use --method structural, "
             f"or --score {' or '.join(nats)}"
         )
+    if LOW_RANK in kinds and not profile.contents.ranks:
+        raise InputError("the profile holds no losses of low ranks, which this method needs; measure again with them")
     problem = problem_for(profile, budget, score, compensation, protect, "gradient")
     return Menus(problem, profile, kinds, storage, levels, times)
 
