@@ -22,7 +22,7 @@ from sentei.prune.planning import plan
 from sentei.recover.tune.tune import tune
 from sentei.ship import ROUTES
 from sentei.ship.base import Options
-from tiny import VARIANTS, tiny_model, tiny_tokenizer
+from tiny import MIXTURES, VARIANTS, tiny_model, tiny_tokenizer
 
 METHODS = ("auto", "structural", "uniform", "flap", "adapt", "shortgpt")
 IDS = torch.randint(3, 128, (16, 24), generator=torch.Generator().manual_seed(3))
@@ -119,3 +119,15 @@ def test_every_family_says_what_it_is() -> None:
     for name, family in FAMILIES.items():
         assert family.name == name and family.uniform_as
         assert family_of(f"sentei_{name}") is family
+
+
+@pytest.mark.parametrize("variant", MIXTURES)
+def test_what_a_cut_mixture_reaches_is_said(variant: str) -> None:
+    """An engine that is named as reached can hold it, and a refusal names no route that refuses too."""
+    model = prune(tiny_model(variant), planned(variant, "adapt"))
+    loaded = Loaded(model, None, "small", digest(model))
+    reasons = {name: route.refuse(loaded) for name, route in ROUTES.items()}
+    assert {name for name, reason in reasons.items() if reason is None} == {"hf"}
+    for reason in reasons.values():
+        assert reason is None or not any(f"--to {name}" in reason for name in ("gguf", "onnx", "dense-fold"))
+    assert "experts of one width" in ROUTES["hf"].reach(loaded)["vllm"]

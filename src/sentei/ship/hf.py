@@ -34,8 +34,11 @@ ROUTE = Route(
 
 def _reach(loaded: Loaded) -> dict[str, str]:
     from sentei.families import family_of
+    from sentei.families.stock import as_stock
 
     blocks = family_of(loaded.model.config).shape(loaded.model.config).blocks
+    if any(block.experts for block in blocks) and as_stock(loaded.model) is None:
+        return {"vllm": "wants experts of one width in all blocks; plan with --target-engine uniform"}
     gone = [i for i, block in enumerate(blocks) if not block.kv_groups]
     why = f"wants attention in every block, and it is gone from {len(gone)} (first: block {gone[0]})" if gone else ""
     return {"vllm": f"{why}; use --to nemotron-nas"} if gone else {}
