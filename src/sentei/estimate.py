@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Forward passes per token; GRADIENT has one of its own. Of TUNE a STEP is 4, looks at held-out rows up to 1, choosing
 # parameters up to 0.75.
 MEASURE, GRADIENT, CUT, SCORE, TUNE, STEP = 1.5, 4.0, 2.8, 2.2, 5.5, 4.0
+WRITE = 2.0  # a token that is written beside many others
 LETTERS = 4  # per token, about
 TEMPLATE = 30  # tokens that a chat template puts around a row
 RANK, RANK_GRADED = 3, 5  # inversions of a part's Gram matrix that its curves take, without and with gradients

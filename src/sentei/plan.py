@@ -90,6 +90,7 @@ class Plan(BaseModel):
     Attributes:
         model: identity of the dense model that this plan is for; see `sentei.models.identity`.
         profile: hash of the profile that it was made from.
+        own_text: tokens that the model wrote for it, beside the data.
         protect: what was not to be thinned.
         weigh: how the losses of different parts were compared.
         blocks: one entry per block, in order.
@@ -101,6 +102,7 @@ class Plan(BaseModel):
     schema_version: Literal[1] = 1
     model: str
     profile: str
+    own_text: Size = 0
     method: str
     score: str
     allocation: str

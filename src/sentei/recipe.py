@@ -40,12 +40,14 @@ class Measure(_Section):
         tokens: at most this many, rounded down to whole windows.
         window: tokens per window.
         gradient_tokens: how many of them the gradient pass reads; 0 leaves it out.
+        own_text: tokens that the model writes itself, read beside `data`, at most as many as of these; 0: none.
         keep_grams: whether the profile keeps its Gram matrices. A run whose plan needs them keeps them anyway.
     """
 
     tokens: int = Field(default=131072, ge=2, le=LARGEST)
     window: int = Field(default=1024, ge=2, le=LARGEST)
     gradient_tokens: Count = 8192
+    own_text: Count = 32768
     keep_grams: bool = False
 
 

@@ -34,6 +34,10 @@ def cut_command(
     data: Annotated[str | None, typer.Option(help="Calibration data for the compensation, as for `measure`.")] = None,
     tokens: Tokens = 65536,
     window: Window = 512,
+    own_text: Annotated[
+        int | None,
+        typer.Option(min=0, help="As for `measure`; by default as many tokens as the plan's profile read."),
+    ] = None,
     field: Field = None,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "auto",
@@ -64,7 +68,15 @@ def cut_command(
     with claimed(out) as beside:
         work = beside / "blocks"
         small = cut(
-            loaded, wanted, texts, tokens=tokens, window=window, memory=limit, work=work, progress=TerminalProgress()
+            loaded,
+            wanted,
+            texts,
+            tokens=tokens,
+            window=window,
+            own_text=own_text,
+            memory=limit,
+            work=work,
+            progress=TerminalProgress(),
         )
         save(small, out, tokenizer=loaded.tokenizer, plan=wanted, overwrite=overwrite)
     shape = wanted.shape()

@@ -39,6 +39,10 @@ def measure_command(
     tokens: Tokens = 131072,
     window: Window = 1024,
     gradient_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the gradient pass; 0 leaves it out.")] = 8192,
+    own_text: Annotated[
+        int,
+        typer.Option(min=0, help="Tokens that the model writes itself, read beside texts, at most as many; 0: none."),
+    ] = 32768,
     keep_grams: Annotated[
         bool, typer.Option("--keep-grams", help="Keep the Gram matrices too, for scores of your own: 100 times larger.")
     ] = False,
@@ -68,6 +72,7 @@ def measure_command(
         "tokens": tokens,
         "window": window,
         "gradient_tokens": gradient_tokens,
+        "own_text": own_text,
         "keep_grams": keep_grams,
     }
     key = ["measure", loaded.digest, str(loaded.model.dtype), fingerprint(data), field, settings]
@@ -76,7 +81,17 @@ def measure_command(
         profile.info["data"] = Path(data).name
         profile.save(out, overwrite=overwrite)
     if format is Format.json:
-        print_json({"schema_version": 1, "profile": str(out), "tokens": profile.tokens, "blocks": len(profile.blocks)})
+        print_json(
+            {
+                "schema_version": 1,
+                "profile": str(out),
+                "tokens": profile.tokens,
+                "own_tokens": profile.own_tokens,
+                "blocks": len(profile.blocks),
+            }
+        )
     else:
         read = f"{len(profile.blocks)} blocks of {loaded.name} on {profile.tokens:,} tokens"
+        if profile.own_tokens:
+            read += f", {profile.own_tokens:,} of them its own"
         typer.echo(f"{out}: {read}; next: sentei plan {for_shell(out)} --sparsity 0.2 --out plan.json")

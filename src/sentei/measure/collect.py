@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sentei.data.calibration import as_windows
 from sentei.data.windows import Windows, spread
 from sentei.errors import InputError
 from sentei.families import family_of
@@ -30,6 +29,7 @@ from sentei.measure.gradients import GradientPass
 from sentei.measure.needs import Needs
 from sentei.measure.profile import Profile
 from sentei.measure.ranking import gram_scores, rank_measured
+from sentei.measure.reading import OWN_TEXT, read_windows
 from sentei.measure.states import States, Store, claim
 from sentei.measure.statistics import BlockStats, Matrices, PartStats
 from sentei.measure.stored import Contents
@@ -47,6 +47,7 @@ def measure(
     tokens: int = 131072,
     window: int = 1024,
     gradient_tokens: int = 8192,
+    own_text: int | Tensor = OWN_TEXT,
     keep_grams: bool = False,
     scores: Sequence[str] | None = None,
     ranks: bool = True,
@@ -65,6 +66,8 @@ def measure(
         window: tokens per window.
         gradient_tokens: how many of them the gradient pass reads, rounded up to a window; 0 leaves it out, and with it
             the scores that need gradients.
+        own_text: tokens that the model writes itself, to be read beside texts, at most as many as are read of these, or
+            windows of them; 0: none. See `sentei.inference.own_text`.
         keep_grams: keep each block's Gram matrices too, which candidates in place (`choose`, `fit`) and scores of your
             own need; without them a profile is a hundredth as large.
         scores: whose removal curves are made, of those that need Gram matrices; default: all of them. Curves are most
@@ -84,7 +87,10 @@ def measure(
     """
     loaded = as_loaded(model, tokenizer)
     net, family = loaded.model, family_of(loaded.model.config)
-    windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
+    progress = shown(progress)
+    windows, own = read_windows(
+        loaded, data, window=window, tokens=tokens, own_text=own_text, work=work, progress=progress
+    )
     picked = _graded(windows, gradient_tokens)
     graded = windows.pick(picked)
     shape = family.shape(net.config)
@@ -95,7 +101,6 @@ def measure(
         )
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
-    progress = shown(progress)
     chosen = [one for one in gram_scores(graded=len(picked) > 0) if scores is None or one.name in scores]
     contents = Contents(shape, len(picked) > 0, tuple(score.name for score in chosen), keep_grams, ranks)
     streamed = streamed_blocks(net)
@@ -141,6 +146,7 @@ def measure(
         window=windows.ids.shape[1],
         gradient_tokens=graded.tokens if len(picked) else 0,
         blocks=blocks,
+        own_text=own,
         info={"model": loaded.name, "data": data if isinstance(data, str) else "in memory", **made_with(loaded)},
     )
 

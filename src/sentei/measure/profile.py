@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sentei.errors import InputError, for_shell
 from sentei.files import hash_json, read_json, write_json
 from sentei.measure.blocks import StoredBlocks
+from sentei.measure.reading import keep_own_text, read_own_text
 from sentei.measure.statistics import NO_GRAMS, BlockStats, PartStats
 from sentei.measure.stored import Contents, Head
 from sentei.outputs import atomic_dir
@@ -36,6 +39,7 @@ class Profile:
         tokens: how many tokens were read; `window` how many at a time.
         gradient_tokens: how many of them the gradient pass read; 0 without it.
         blocks: in order.
+        own_text: of these tokens, the windows that the model wrote itself; None: none.
         info: names and settings, for reports.
         curves: removal curves by score, comparison and seed, for which another budget is solved at once; not saved.
     """
@@ -47,6 +51,7 @@ class Profile:
     window: int
     gradient_tokens: int
     blocks: Sequence[BlockStats]
+    own_text: Tensor | None = field(default=None, repr=False, compare=False)
     info: dict[str, Any] = field(default_factory=dict)
     curves: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -59,11 +64,17 @@ class Profile:
             "tokens": self.tokens,
             "window": self.window,
             "gradient_tokens": self.gradient_tokens,
+            "own_tokens": self.own_tokens,
             "scores": list(self.contents.scores),
             "grams": self.contents.grams,
             "ranks": self.contents.ranks,
             "info": self.info,
         }
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that the model wrote itself."""
+        return 0 if self.own_text is None else self.own_text.numel()
 
     @property
     def contents(self) -> Contents:
@@ -107,6 +118,8 @@ class Profile:
             target = StoredBlocks(directory, self.contents)
             for index, block in enumerate(self.blocks):
                 target.write(index, block)
+        if self.own_text is not None:
+            keep_own_text(self.own_text, directory)
         write_json(directory / "profile.json", self._head())
 
     @classmethod
@@ -141,7 +154,8 @@ class Profile:
         head = parse(Head, value, str(path / "profile.json"), "measure again")
         contents = Contents(head.shape, head.gradient_tokens > 0, tuple(head.scores), head.grams, head.ranks)
         keys = ("shape", "model_digest", "data_digest", "tokens", "window", "gradient_tokens", "info")
-        return cls(blocks=StoredBlocks(path, contents), **{key: getattr(head, key) for key in keys})
+        own = read_own_text(path) if head.own_tokens else None
+        return cls(blocks=StoredBlocks(path, contents), own_text=own, **{key: getattr(head, key) for key in keys})
 
 
 def _measure_again(path: Path, head: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ class Head(BaseModel):
     tokens: Positive
     window: Positive
     gradient_tokens: Count
+    own_tokens: Count = 0
     scores: list[str]
     grams: bool
     ranks: bool = True

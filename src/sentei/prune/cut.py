@@ -16,7 +16,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sentei.algebra.lowrank import factors
-from sentei.data.calibration import as_windows
 from sentei.data.windows import Windows
 from sentei.errors import SenteiError
 from sentei.families import family_of
@@ -24,6 +23,7 @@ from sentei.families.base import Family
 from sentei.families.parts import MATRICES_OF, PARTS
 from sentei.families.streamed import streamed_blocks
 from sentei.families.surgery import fill, skeleton, sliced
+from sentei.measure.reading import read_windows
 from sentei.measure.stream import embed
 from sentei.memory import check_memory
 from sentei.models.identity import check_same
@@ -42,6 +42,7 @@ def cut(
     *,
     tokens: int = 65536,
     window: int = 512,
+    own_text: int | Tensor | None = None,
     tokenizer: Any = None,
     memory: int | None = None,
     work: Path | None = None,
@@ -56,6 +57,8 @@ def cut(
             neither compensates nor refines.
         tokens: at most this many calibration tokens are read.
         window: tokens per window.
+        own_text: as of `measure`; default: as many tokens as the plan's profile read. A profile has them (`own_text`),
+            which spares writing them again.
         tokenizer: needed for texts where `model` carries none.
         memory: bytes that the process may use; refused before the work where it needs more.
         work: a directory where the blocks of a cut streamed model are, which is streamed too; it has to stay as long
@@ -70,10 +73,10 @@ def cut(
     check_same(loaded, plan.model, plan.dense, "the plan")
     pruned = skeleton(dense, plan.shape(), work if streamed_blocks(dense) is not None else None)
     compensation = COMPENSATIONS[plan.compensation]
-    windows = None
+    windows, progress = None, shown(progress)
     if compensation is not COMPENSATIONS["none"] or plan.refine != "none":
-        windows = as_windows(data, loaded.tokenizer, window=window, tokens=tokens)
-    progress = shown(progress)
+        own = plan.own_text if own_text is None else own_text
+        windows, _ = read_windows(loaded, data, window=window, tokens=tokens, own_text=own, progress=progress)
     needed = _memory_needed(plan, windows, dense.dtype.itemsize)
     if windows is not None or memory is not None:
         read = "" if windows is None else f"{windows.tokens:,} tokens, "

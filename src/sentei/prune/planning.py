@@ -235,6 +235,7 @@ def _as_plan(
     return Plan(
         model=profile.model_digest,
         profile=profile.digest(),
+        own_text=profile.own_tokens,
         method=method,
         score=names[0],
         allocation=names[1],

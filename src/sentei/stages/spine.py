@@ -97,11 +97,13 @@ def _judges(context: Context) -> Windows:
 
 def _cut(context: Context) -> dict[str, Any]:
     from sentei.data.text import read_texts
+    from sentei.measure.profile import Profile
     from sentei.models.save import save
     from sentei.plan import Plan
     from sentei.prune.cut import cut
 
     recipe, dense = context.recipe, context.dense()
+    own = Profile.load(context.before["measure"] / "profile").own_text
     plan = Plan.load(context.before["plan"] / "plan.json")
     remove(blocks := context.work / "blocks")  # of a killed run
     model = cut(
@@ -110,6 +112,7 @@ def _cut(context: Context) -> dict[str, Any]:
         read_texts(recipe.data),
         tokens=recipe.measure.tokens,
         window=recipe.measure.window,
+        own_text=own if own is not None else 0,
         memory=recipe.limit,
         work=blocks,
         progress=context.progress,
@@ -163,9 +166,18 @@ def _check_evidence(recipe: Recipe) -> None:
 
 def _calibration(recipe: Recipe) -> float:
     """Calibration tokens, about."""
+    return _of_the_data(recipe) + _own_text(recipe)
+
+
+def _of_the_data(recipe: Recipe) -> float:
     from sentei.data.text import read_texts
 
     return min(recipe.measure.tokens, estimate.tokens_of(read_texts(recipe.data)))
+
+
+def _own_text(recipe: Recipe) -> float:
+    """Tokens that the model writes for calibration; one that is streamed writes none."""
+    return min(recipe.measure.own_text, _of_the_data(recipe)) if recipe.memory is None else 0.0
 
 
 def _plan_tokens(recipe: Recipe) -> float:
@@ -243,7 +255,11 @@ MEASURE = Stage(
     check=_check_data,
     suits=checks.measure_suits,
     wanted=_in_one_cut,
-    tokens=lambda r: estimate.MEASURE * _calibration(r) + estimate.GRADIENT * r.measure.gradient_tokens,
+    tokens=lambda r: (
+        estimate.MEASURE * _calibration(r)
+        + estimate.GRADIENT * r.measure.gradient_tokens
+        + estimate.WRITE * _own_text(r)
+    ),
 )
 PLAN = Stage(
     _plan,
