@@ -28,12 +28,18 @@ def test_stages_count_what_they_read(tmp_path: Path) -> None:
     prove = {"texts": ["text.txt"], "tasks": ["rows.jsonl"], "windows": 2, "window": 100, "limit": 10, "speed": False}
     measure = {"tokens": 1000, "window": 128, "gradient_tokens": 100}
     short = recipe(tmp_path, prove=prove, measure=measure, prune={"method": "numerical"})
-    assert STAGES["measure"].tokens(short) == estimate.MEASURE * 1000 + estimate.GRADIENT * 100
-    assert STAGES["cut"].tokens(short) == estimate.CUT * 1000
+    graded = estimate.GRADIENT * 100
+    read = 2 * 1000  # as much is the model's own
+    assert STAGES["measure"].tokens(short) == estimate.MEASURE * read + graded + estimate.WRITE * 1000
+    assert STAGES["cut"].tokens(short) == estimate.CUT * read
+    none = recipe(tmp_path, measure={**measure, "own_text": 0})
+    assert STAGES["measure"].tokens(none) == estimate.MEASURE * 1000 + graded
+    streamed = recipe(tmp_path, measure=measure, memory="4GB")
+    assert STAGES["measure"].tokens(streamed) == estimate.MEASURE * 1000 + graded, "read block by block it writes none"
     assert STAGES["plan"].tokens(short) == 0, "only auto reads text to decide"
     assert STAGES["prove"].tokens(short) == 2 * (200 + 10 * 16 / estimate.LETTERS), "dense and pruned"
     long = recipe(tmp_path, prove={**prove, "windows": None}, recover={"pool": "rows.jsonl", "tokens": 5000})
-    assert STAGES["cut"].tokens(long) == estimate.CUT * 10_000, "there is no more text"
+    assert STAGES["cut"].tokens(long) == estimate.CUT * 2 * 10_000, "there is no more text"
     assert STAGES["tune"].tokens(long) == estimate.TUNE * 5000
     timed = recipe(tmp_path, prove={**prove, "speed": True}, ship={"to": "hf"})
     assert STAGES["prove"].tokens(timed) == STAGES["prove"].tokens(short) + 2 * 6 * (512 + 32 * estimate.DECODE)

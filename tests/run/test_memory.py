@@ -40,6 +40,7 @@ def evidence(out: Path) -> Any:
 
 def test_the_same_model_evidence_and_exports(recipe: Path, tmp_path: Path) -> None:
     more = ["prune.method=flap", "prune.refine=none", "budget.target_engine=uniform", "ship={to: hf, speed: false}"]
+    more.append("measure.own_text=0")  # a model that is read block by block writes none
     one = sentei.run(Recipe.load(recipe, more), tmp_path / "whole")
     other = sentei.run(Recipe.load(recipe, [*more, PLENTY]), tmp_path / "streamed")
     for place in ("model", "exports/hf"):
@@ -56,7 +57,8 @@ def test_the_same_model_evidence_and_exports(recipe: Path, tmp_path: Path) -> No
 
 def test_auto_cannot_try_plans_in_a_model_that_is_not_in_memory(recipe: Path) -> None:
     judged, unjudged, other = (Recipe.load(recipe, more) for more in ([], [PLENTY], ["prune.method=flap", PLENTY]))
-    reads = STAGES["plan"].reads
+    reads, measured = STAGES["plan"].reads, STAGES["measure"].reads
+    assert measured(judged) != measured(unjudged), "it writes no text"
     assert reads(judged) != reads(unjudged), "another plan, so the stage is another"
     assert reads(other) == reads(other.model_copy(update={"memory": None}))
 

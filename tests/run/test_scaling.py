@@ -103,11 +103,11 @@ def test_a_run_with_minutes_says_what_it_scaled_and_goes_on_with_it(
 ) -> None:
     path = write_recipe(tmp_path, stories_dir, data_dir, 20_000, 512, windows=64, tasks=[])
     monkeypatch.setattr("sentei.estimate.pace_of", lambda dense: 1000.0)
-    report = sentei.run(Recipe.load(path, ["minutes=1"]), tmp_path / "run")
+    report = sentei.run(Recipe.load(path, ["minutes=1.5"]), tmp_path / "run")
     fitted = report["recipe"]["fitted"]
     assert fitted["wanted"]["measure.tokens"] == 20_000 > report["recipe"]["measure"]["tokens"] >= 4096
     monkeypatch.setattr("sentei.estimate.pace_of", lambda dense: 400.0)
     kept = (tmp_path / "run" / "stages" / "01-measure" / "stage.json").read_bytes()
     assert sentei.resume(tmp_path / "run") == report
-    assert sentei.run(Recipe.load(path, ["minutes=1"]), tmp_path / "run", overwrite=True) == report
+    assert sentei.run(Recipe.load(path, ["minutes=1.5"]), tmp_path / "run", overwrite=True) == report
     assert (tmp_path / "run" / "stages" / "01-measure" / "stage.json").read_bytes() == kept

@@ -87,7 +87,7 @@ def test_a_plan_that_is_tried_in_place_finds_its_gram_matrices(whole: Path, reci
     sentei.run(Recipe.load(recipe), out, overwrite=True)
     assert (out / "stages" / "01-measure" / "stage.json").read_bytes() == before
     one, two = (read_json(place / "stages" / "02-plan" / "plan.json") for place in (out, whole))
-    assert one.pop("predicted") == pytest.approx(two.pop("predicted"), rel=1e-6) and one == two
+    assert one.pop("predicted") == pytest.approx(two.pop("predicted"), rel=1e-4) and one == two
 
 
 @pytest.mark.parametrize("stage", ["02-plan", "04-prove"])

@@ -251,7 +251,14 @@ def _in_one_cut(recipe: Recipe) -> bool:
 
 MEASURE = Stage(
     _measure,
-    reads=lambda r: [fingerprint(r.model), fingerprint(r.data), r.dtype, r.measure.model_dump(), r.seed],
+    reads=lambda r: [
+        fingerprint(r.model),
+        fingerprint(r.data),
+        r.dtype,
+        r.measure.model_dump(),
+        r.seed,
+        *(["no own text"] if r.measure.own_text and r.memory is not None else []),
+    ],
     check=_check_data,
     suits=checks.measure_suits,
     wanted=_in_one_cut,
