@@ -21,7 +21,7 @@ from sentei.budget import Limits as Limits
 from sentei.errors import nearest
 from sentei.files import hash_json, write_json
 from sentei.protect import Protect
-from sentei.schema import read
+from sentei.schema import Size, read
 from sentei.shape import ATTENTION_MATRICES as ATTENTION_MATRICES
 from sentei.shape import FFN_MATRICES as FFN_MATRICES
 from sentei.shape import FROZEN
