@@ -11,6 +11,8 @@ from pathlib import Path
 from sentei.errors import InputError
 
 _M_MMAP_THRESHOLD, _MAPPED = -3, 1 << 20  # of malloc.h; allocations from this size on are mapped on their own
+# What oneDNN keeps of up to 1,024 shapes of products: every expert computes another number of tokens. 770 MB were seen.
+EXPERT_KERNELS = 800_000_000
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 

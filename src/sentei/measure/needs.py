@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sentei.errors import InputError
 from sentei.measure.stored import Contents
-from sentei.memory import check_memory, held
+from sentei.memory import EXPERT_KERNELS, check_memory, held
 from sentei.plan import ModelShape
 from sentei.progress import Progress
 
@@ -56,7 +56,8 @@ class Needs:
             squared, side = (max((sum(n**p for n in own) for own in found.values()), default=0) for p in (2, 1))
             curves = grams + self.itemsize * sum(widths) * shape.hidden + 13 * squared + 8 * side * shape.hidden
             most = max(most, weights + grams, backward, losses_of_ranks, curves)
-        return LIBRARIES + int(MARGIN * most)
+        kernels = EXPERT_KERNELS if any(block.experts for block in shape.blocks) else 0
+        return LIBRARIES + kernels + int(MARGIN * most)
 
     @property
     def gradients(self) -> int:

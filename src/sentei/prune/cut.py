@@ -25,7 +25,7 @@ from sentei.families.streamed import streamed_blocks
 from sentei.families.surgery import fill, skeleton, sliced
 from sentei.measure.reading import read_windows
 from sentei.measure.stream import embed
-from sentei.memory import check_memory
+from sentei.memory import EXPERT_KERNELS, check_memory
 from sentei.models.identity import check_same
 from sentei.models.load import as_loaded
 from sentei.plan import ModelShape, Plan
@@ -128,7 +128,8 @@ def cut_bytes(dense: ModelShape, tokens: int, itemsize: int) -> int:
     widths = [max(n, *(b.experts or (b.ffn,))) for n, b in zip(heads, dense.blocks, strict=True)]
     # A token is an input of every expert that computes it; what each of them shall add is kept in fp32.
     each = [max(n, dense.top_k * max(b.experts, default=0)) for n, b in zip(widths, dense.blocks, strict=True)]
-    missing = 4 * tokens * dense.hidden if any(b.experts for b in dense.blocks) else 0
+    experts = any(b.experts for b in dense.blocks)
+    missing = 4 * tokens * dense.hidden + EXPERT_KERNELS if experts else 0
     states = tokens * (2 * dense.hidden + max(each)) * itemsize + missing
     fits = [2 * 4 * size + n * (n + dense.hidden) * (2 * 4 + 4 * 8) for n, size in zip(widths, sizes, strict=True)]
     return states + max(fits)

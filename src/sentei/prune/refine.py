@@ -24,6 +24,7 @@ from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.families.base import Family
 from sentei.measure.stream import embed, run_block
+from sentei.memory import EXPERT_KERNELS
 from sentei.plan import Plan
 from sentei.progress import Bar, Progress, duration
 from sentei.prune.compensation import HELD_OUT, RESIDUAL_SHARE
@@ -116,11 +117,15 @@ def refine_bytes(plan: Plan, windows: Windows, itemsize: int, settings: Settings
     """
     settings, shape = settings or Settings(), plan.shape()
     size = max(shape.attention_params(block) + shape.ffn_params(block) for block in shape.blocks)
-    width = max(4 * b.ffn + 4 * b.kv_groups * b.heads_per_group * shape.head_dim for b in shape.blocks)
+    inner = [shape.top_k * max(b.experts) if b.experts else b.ffn for b in shape.blocks]
+    heads = [b.kv_groups * b.heads_per_group * shape.head_dim for b in shape.blocks]
+    width = max(4 * (ffn + queries) for ffn, queries in zip(inner, heads, strict=True))
+    kernels = EXPERT_KERNELS if any(b.experts for b in shape.blocks) else 0
     tokens = max(settings.batch_tokens, windows.ids.shape[1])
     streams = 3 * windows.ids.numel() * shape.hidden * itemsize
     dense = max(plan.dense.attention_params(block) + plan.dense.ffn_params(block) for block in plan.dense.blocks)
-    return streams + size * (4 * 4 + 2 * itemsize) + 2 * dense * itemsize + tokens * 4 * (width + 8 * shape.hidden)
+    trained = size * (4 * 4 + 2 * itemsize) + 2 * dense * itemsize + tokens * 4 * (width + 8 * shape.hidden)
+    return streams + trained + kernels
 
 
 def refine_blocks(
