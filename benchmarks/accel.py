@@ -130,7 +130,7 @@ def scratch(dense: Loaded, asked: argparse.Namespace, changes: dict[str, Any]) -
     (steps,) = feed(data, settings)
     teach(data, loss, steps, dense, dense, CACHE / "scratch", progress)
     ADAPTERS["full"].wrap(model, 0, Context(lambda: None))  # type: ignore[arg-type, return-value]
-    each, heldout = data.loss(loss), data.heldout_loss(loss, settings.batch_tokens)
+    each, heldout = data.loss(loss), data.heldout_loss(loss, settings.step_tokens)
     trainer = Trainer(
         model,
         lambda batch: each(model, batch),
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=60_000)
     parser.add_argument("--rows", type=int, default=4000, help="of alpaca, in the pool")
     parser.add_argument("--rate", type=float, default=2e-4, help="the highest learning rate, of every arm")
-    parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--batch-tokens", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", type=int, default=0, help="rows of each zero-shot task")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help=f"rates, or of: {', '.join(ARMS)}")

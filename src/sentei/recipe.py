@@ -168,7 +168,7 @@ class Accel(_Section):
     rewarm: Count = Settings.rewarm
     moments: Moments = Settings.moments
     refitted: Refitted = Settings.refitted
-    batch_tokens: Annotated[int, Field(ge=2, le=LARGEST)] = Settings.batch_tokens
+    batch_tokens: Annotated[int, Field(ge=2, le=LARGEST)] | None = Settings.batch_tokens
     length: Annotated[int, Field(ge=2, le=LARGEST)] = Settings.length
     epochs: Positive = Settings.epochs
     calibration: Annotated[int, Field(ge=2, le=LARGEST), BeforeValidator(as_count)] = Settings.calibration

@@ -124,10 +124,10 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
 def test_an_adapter_goes_through_the_stages(
     dense: Loaded, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    options = {"train": name, "budget_params": "10%", "learning_rate": 1e-2}
+    options = {"train": name, "budget_params": "10%", "stages": 2}
     whole = made(dense, texts, tmp_path / "whole", **options)
-    assert whole.stages[-1]["curve"][-1]["heldout"] < whole.stages[-1]["curve"][0]["heldout"]
-    for number in (1, 2, 3):
+    assert not same(whole, made(dense, texts, tmp_path / "idle", **options, learning_rate=1e-12)), "it is trained"
+    for number in (1, 2):
         assert not (whole.model(number) / "adapter").exists()
         assert all(torch.isfinite(value).all() for value in weights(whole.model(number)).values())
     real, calls = loop.load_state, [0]

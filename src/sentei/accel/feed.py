@@ -32,7 +32,7 @@ def feed(data: TrainingData, settings: Settings) -> list[list[list[int]]]:
         InputError: a pool smaller than the slices, or a slice smaller than a step.
     """
     check_pool(data, settings)
-    steps = plan_steps(data, settings.tokens, settings.batch_tokens, settings.seed)
+    steps = plan_steps(data, settings.tokens, settings.step_tokens, settings.seed)
     parts = divide([data.size(rows) for rows in steps], shares(settings.stages, settings.slices))
     return [[steps[at] for at in part] for part in parts]
 

@@ -99,7 +99,7 @@ def accel(
         way,
         Cutting(dense, budget, sizes, windows, prune or {"method": "structural"}, settings, way, progress),
         judging_windows(texts, dense, windows.ids.numel()),
-        data.heldout_loss(loss, settings.batch_tokens),
+        data.heldout_loss(loss, settings.step_tokens),
     )
     return run.go()
 
@@ -136,6 +136,7 @@ class _Run:
         """All stages that are not done."""
         record = asdict(self.settings) | {
             "learning_rate": rate_of(self.settings),
+            "batch_tokens": self.settings.step_tokens,
             "rows": len(self.data.train),
             "heldout_rows": len(self.data.heldout),
         }

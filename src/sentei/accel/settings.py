@@ -28,7 +28,8 @@ class Settings:
         moments: whether Adam's moments are cut with the weights, or begin anew after every cut.
         refitted: what becomes of the first moment of matrices that a compensation refitted: kept, taken times the
             cosine between the matrix before and after, or dropped.
-        batch_tokens: of a step, padding included.
+        batch_tokens: of a step, padding included; default: a hundredth of the tokens, from 256 to 2,048: Adam's first
+            steps cost more than they give, and few large ones are nothing but first steps.
         length: tokens at which a row is cut.
         epochs: how often the pool may be read.
         calibration: tokens that each stage's importance and refit are measured on.
@@ -48,10 +49,15 @@ class Settings:
     rewarm: int = 0
     moments: Moments = "carry"
     refitted: Refitted = "drop"
-    batch_tokens: int = 2048
+    batch_tokens: int | None = None
     length: int = 512
     epochs: int = 1
     calibration: int = 8192
     gradient_tokens: int = 2048
     window: int = 256
     seed: int = 0
+
+    @property
+    def step_tokens(self) -> int:
+        """Of a step."""
+        return max(256, min(2048, self.tokens // 100)) if self.batch_tokens is None else self.batch_tokens

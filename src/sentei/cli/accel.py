@@ -39,7 +39,9 @@ def accel_command(
     moments: Annotated[str, typer.Option(help="Adam's state through a cut: carry, restart.")] = "carry",
     refitted: Annotated[str, typer.Option(help="First moment of refitted matrices: drop, scale, keep.")] = "drop",
     epochs: Annotated[int, typer.Option(min=1, help="How often the pool may be read.")] = 1,
-    batch_tokens: Annotated[int, typer.Option(min=2, help="Tokens of a step, padding included.")] = 2048,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=2, help="Tokens of a step; default: a hundredth of them, 256 to 2,048.")
+    ] = None,
     length: Length = 512,
     calibration: Annotated[str, typer.Option(metavar="N", help="Tokens that each cut is measured on.")] = "8192",
     text: Annotated[list[str] | None, typer.Option(help="For the perplexity at the end; default: demo.")] = None,

@@ -122,7 +122,7 @@ def _suits(recipe: Recipe, dense: Loaded) -> None:
     checks.plan_suits(made, dense)
     if section.teacher is not None:
         Present.of(_whole(recipe, section.teacher), dense)
-    needed = accel_bytes(shape, settings.batch_tokens, dense.model.dtype.itemsize)
+    needed = accel_bytes(shape, settings.step_tokens, dense.model.dtype.itemsize)
     mend = "it holds the dense model, the one that is trained, and its optimiser; train an adapter, or use more memory"
     check_memory(recipe.limit, needed, "accel", mend)
     check_free(free_memory(dense.model.device), needed, "accel", mend)
