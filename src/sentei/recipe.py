@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from sentei.accel.settings import Moments, Refitted, Settings, Slices, Targets
+from sentei.accel.settings import Moments, Refitted, Select, Settings, Slices, Targets
 from sentei.budget import as_count
 from sentei.errors import InputError
 from sentei.files import JSONError, write_text
@@ -160,6 +160,7 @@ class Accel(_Section):
     tokens: Annotated[Positive, BeforeValidator(as_count)] = Settings.tokens
     targets: Targets = Settings.targets
     slices: Slices = Settings.slices
+    select: Select = Settings.select
     train: str = Settings.train
     budget_params: int | float | str = Settings.budget_params
     loss: str = Settings.loss

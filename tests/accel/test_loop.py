@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from recover.recovering import loaded, pool, small_model, words
+from recover.recovering import by_topic, loaded, pool, small_model, words
 from sentei.accel import loop
 from sentei.accel.family import Family
 from sentei.accel.loop import accel
@@ -202,3 +202,38 @@ def test_what_cannot_be_is_refused(dense: Loaded, texts: list[str], tmp_path: Pa
             made(dense, texts, tmp_path / "work", **changes)
         assert not list((tmp_path / "work").iterdir())
     assert made(dense, texts, tmp_path / "twice", tokens=2500, epochs=2).stages[-1]["tokens_so_far"] > 2300
+
+
+def test_data_go_to_what_the_cut_has_damaged(
+    dense: Loaded, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Topic b is planted to be damaged: its questions get the tokens, no row twice, and a kill changes nothing."""
+    from sentei.accel import feed
+    from sentei.files import read_json
+
+    def scored(model: Any, other: Any, samples: Any, *args: Any, **options: Any) -> Any:
+        asked = [int(sample.ids[1]) for sample in samples]
+        return dataclasses.make_dataclass("Scores", ["jsd"])(torch.tensor([0.3 if n >= 64 else 0.1 for n in asked]))
+
+    monkeypatch.setattr(feed, "embed", by_topic)
+    monkeypatch.setattr(feed, "score", scored)
+    options: dict[str, Any] = {"select": "damage", "stages": 2}
+    family = made(dense, texts, tmp_path / "whole", **options)
+    for record in family.stages:
+        least, most = sorted(record["selection"], key=lambda one: one["damage"])
+        assert most["tokens"] == pytest.approx(3 * least["tokens"], abs=40) and most["damage"] > least["damage"]
+    chosen = [read_json(tmp_path / "whole" / f"stage-0{n}" / "steps.json")["steps"] for n in (1, 2)]
+    rows = [row for steps in chosen for step in steps for row in step]
+    assert len(rows) == len(set(rows)) and family.stages[-1]["tokens_so_far"] == pytest.approx(900, abs=60)
+    real, calls = train.Trainer._train, [0]
+
+    def dying(*args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 8:
+            raise KeyboardInterrupt
+        real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Trainer, "_train", dying)
+        made(dense, texts, tmp_path / "killed", **options)
+    assert same(made(dense, texts, tmp_path / "killed", **options), family)

@@ -18,10 +18,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from sentei.accel.cutting import Cutting, sizes_of
 from sentei.accel.evidence import evidence, judging_windows
 from sentei.accel.family import Family, load_state, rebuilt, save_state, stage_dir
-from sentei.accel.feed import feed, tokens_of
+from sentei.accel.feed import Feed, Steps, feed, tokens_of
 from sentei.accel.schedule import rate
 from sentei.accel.settings import Settings
 from sentei.accel.trained import Trained, rate_of, trained
@@ -85,9 +87,9 @@ def accel(
     windows = as_windows(list(texts), dense.tokenizer, window=window, tokens=settings.calibration)
     length = min(settings.length, context_length(dense.model))
     data = read_data(pool, dense.tokenizer, length, settings.seed, progress, teacher, loss, strict=strict)
-    steps = feed(data, settings)
-    teach(data, loss, [rows for one in steps for rows in one], teacher or dense, dense, work, progress)
-    way = trained(settings, functools.partial(_impact, data, loss, steps[0], progress))
+    fed = feed(data, settings, dense.model, dense.tokenizer, work, progress)
+    teach(data, loss, fed.reads, teacher or dense, dense, work, progress)
+    way = trained(settings, functools.partial(_impact, data, loss, fed.first, progress))
     run = _Run(
         dense,
         settings,
@@ -95,7 +97,7 @@ def accel(
         progress,
         loss,
         data,
-        steps,
+        fed,
         way,
         Cutting(dense, budget, sizes, windows, prune or {"method": "structural"}, settings, way, progress),
         judging_windows(texts, dense, windows.ids.numel()),
@@ -121,16 +123,11 @@ class _Run:
     progress: Progress
     loss: Loss
     data: TrainingData
-    steps: list[list[list[int]]]
+    feed: Feed
     trained: Trained
     cutting: Cutting
     judging: Any
     heldout: Callable[[Any], float]
-
-    @functools.cached_property
-    def tokens(self) -> list[int]:
-        """Of each stage."""
-        return [tokens_of(self.data, steps) for steps in self.steps]
 
     def go(self) -> Family:
         """All stages that are not done."""
@@ -141,10 +138,10 @@ class _Run:
             "heldout_rows": len(self.data.heldout),
         }
         family = Family(self.work, record=record)
-        for stage in range(1, len(self.steps) + 1):
+        for stage in range(1, self.settings.stages + 1):
             done = stage_dir(self.work, stage) / "done"
             if not done.is_dir():
-                with self.progress.stage(f"stage {stage} of {len(self.steps)}"):
+                with self.progress.stage(f"stage {stage} of {self.settings.stages}"):
                     history = self._stage(stage)
                 if history.stopped == "diverged":
                     return self._stopped(family, stage, history)
@@ -157,7 +154,7 @@ class _Run:
         Raises:
             QualityError: there are none.
         """
-        where = f"stage {stage} of {len(self.steps)}: {history.note}"
+        where = f"stage {stage} of {self.settings.stages}: {history.note}"
         if stage == 1:
             raise QualityError(f"{where}; there is no stage before it, so that nothing is kept")
         family.stopped, family.note = "diverged", f"{where}; kept is the model of stage {stage - 1}"
@@ -173,7 +170,8 @@ class _Run:
         plan, tensors = Plan.load(place / "cut" / "plan.json"), load_state(place / "cut" / "state.safetensors")
         model = rebuilt(self.dense.model, plan, tensors, self.trained.base)
         adapted = self.trained.wrap(model, tensors)
-        trainer = self._trainer(stage, adapted, model, place / "checkpoint")
+        steps = self.feed.steps(stage, functools.partial(self._plain, plan, tensors))
+        trainer = self._trainer(stage, steps, adapted, model, place / "checkpoint")
         trainer.load(tensors)
         del tensors
         started = time.monotonic()
@@ -190,37 +188,47 @@ class _Run:
             found = evidence(self.dense.model, plain, rows, self.judging, place / "scores", self.progress)
             save(plain, scratch / "model", tokenizer=self.dense.tokenizer, plan=plan)
             seconds["evidence"] = round(time.monotonic() - started, 3)
-            record = self._record(stage, plan, history, seconds) | {"evidence": found}
+            record = self._record(stage, plan, history, seconds) | {"evidence": found, **self.feed.told(stage)}
             write_json(scratch / "model" / "stage.json", record)
-        for left in (place / "cut", place / "checkpoint", place / "scores"):
+        for left in (place / "cut", place / "checkpoint", place / "scores", place / "damage"):
             remove(left)
         if stage > 1:
             remove(stage_dir(self.work, stage - 1) / "done" / "state.safetensors")
         self._tell(read_json(place / "done" / "model" / "stage.json"))
         return history
 
-    def _trainer(self, stage: int, adapted: Any, model: Any, directory: Path) -> Trainer:
-        steps, each = self.steps[stage - 1], self.data.loss(self.loss)
-        look = self.data.size(self.data.heldout)
+    def _plain(self, plan: Plan, tensors: Mapping[str, Tensor]) -> Any:
+        """The model of a state."""
+        return self.trained.effective(rebuilt(self.dense.model, plan, tensors, self.trained.base), tensors)
+
+    def _trainer(self, stage: int, steps: Steps, adapted: Any, model: Any, directory: Path) -> Trainer:
+        each, look = self.data.loss(self.loss), self.data.size(self.data.heldout)
         return Trainer(
             adapted,
             lambda batch: each(model, batch),
             [(self.data.size(rows), functools.partial(self.data.batch, rows)) for rows in steps],
             lambda: self.heldout(model),
             learning_rate=rate_of(self.settings),
-            schedule=self._schedule(stage),
+            schedule=self._schedule(stage, steps),
             keep="last",
-            evaluations=max(1, min(LOOKS, int(LOOK_SHARE * self.tokens[stage - 1] / look))),
+            evaluations=max(1, min(LOOKS, int(LOOK_SHARE * tokens_of(self.data, steps) / look))),
             patience=None,
             directory=directory,
             progress=self.progress,
         )
 
-    def _schedule(self, stage: int) -> Callable[[int, int], float]:
+    def _read(self, stage: int) -> int:
+        """Tokens that were trained on before a stage."""
+        if stage == 1:
+            return 0
+        before: int = read_json(stage_dir(self.work, stage - 1) / "done" / "model" / "stage.json")["tokens_so_far"]
+        return before
+
+    def _schedule(self, stage: int, steps: Steps) -> Callable[[int, int], float]:
         """The share of the highest learning rate at a step of a stage."""
-        read, total, middles = sum(self.tokens[: stage - 1]), sum(self.tokens), []
-        for rows in self.steps[stage - 1]:
-            middles.append((read + self.data.size(rows) / 2) / total)
+        read, middles = self._read(stage), []
+        for rows in steps:
+            middles.append((read + self.data.size(rows) / 2) / self.feed.total)
             read += self.data.size(rows)
         again = self.settings.rewarm if stage > 1 else 0
 
@@ -231,7 +239,7 @@ class _Run:
 
     def _record(self, stage: int, plan: Plan, history: History, seconds: dict[str, float]) -> dict[str, Any]:
         """stage.json, but for the evidence."""
-        shape, dense = plan.shape(), plan.dense
+        shape, dense, tokens = plan.shape(), plan.dense, int(history.curve[-1]["tokens"])
         return {
             "schema_version": 1,
             "stage": stage,
@@ -241,8 +249,8 @@ class _Run:
             "share": shape.block_params() / dense.block_params(),
             "kv_groups": [sum(b.kv_groups for b in s.blocks) for s in (shape, dense)],
             "ffn": [sum(b.ffn for b in s.blocks) for s in (shape, dense)],
-            "tokens": self.tokens[stage - 1],
-            "tokens_so_far": sum(self.tokens[:stage]),
+            "tokens": tokens,
+            "tokens_so_far": self._read(stage) + tokens,
             "steps": len(history.losses),
             "curve": history.curve,
             "seconds": seconds,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from sentei.plan import ModelShape
 from sentei.recover.tune.memory import activation_bytes
 
+FULL = 2.0  # times what an adapter keeps for the backward pass: the gradients of all weights need the inputs of all
+
 
 def accel_bytes(shape: ModelShape, batch_tokens: int, itemsize: int) -> int:
     """Bytes that full training in stages takes beside the process, about.
@@ -21,5 +23,6 @@ def accel_bytes(shape: ModelShape, batch_tokens: int, itemsize: int) -> int:
     narrow = itemsize < 4
     training = 2 * itemsize + itemsize + (8 if narrow else 0) + 8
     cutting = 4 * itemsize + 2 * 12
-    of_blocks = max(training * blocks + activation_bytes(shape, batch_tokens, itemsize), cutting * blocks)
+    kept = FULL * activation_bytes(shape, batch_tokens, itemsize)
+    of_blocks = max(training * blocks + kept, cutting * blocks)
     return int(of_blocks) + 4 * outside * itemsize

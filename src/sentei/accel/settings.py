@@ -7,6 +7,7 @@ from typing import Literal
 
 Targets = Literal["linear", "cosine", "ratio"]
 Slices = Literal["linear", "constant", "cosine"]
+Select = Literal["none", "damage"]
 Moments = Literal["carry", "restart"]
 Refitted = Literal["keep", "scale", "drop"]
 
@@ -20,6 +21,8 @@ class Settings:
         tokens: that are trained on in all stages together, prompts included.
         targets: sizes after each stage; see `sentei.accel.schedule.targets`.
         slices: shares of the tokens; see `sentei.accel.schedule.shares`.
+        select: "none": the pool in random order; "damage": at each stage from each capability as much as the cut
+            damaged it; see `sentei.accel.feed.ByDamage`.
         train: "full" (all parameters of the blocks), or an adapter of effective weights, such as "lora+sparse".
         budget_params: trainable parameters of an adapter: "1%" of the block params, a share, or a number.
         loss: a name in `sentei.recover.tune.loss.LOSSES` that needs no scoring of the pool beforehand.
@@ -42,6 +45,7 @@ class Settings:
     tokens: int = 2_000_000
     targets: Targets = "linear"
     slices: Slices = "linear"
+    select: Select = "none"
     train: str = "full"
     budget_params: str | float = "1%"
     loss: str = "kl"

@@ -31,6 +31,9 @@ def accel_command(
     method: Annotated[str, typer.Option(help="How each cut is planned; auto: structural.")] = "auto",
     targets: Annotated[str, typer.Option(help="Sizes after each stage: linear, cosine, ratio.")] = "linear",
     slices: Annotated[str, typer.Option(help="Data of each stage: linear (growing), constant, cosine.")] = "linear",
+    select: Annotated[
+        str, typer.Option(help="Rows of each stage: none (random), damage (measured again after every cut).")
+    ] = "none",
     train: Annotated[str, typer.Option(help="full, or an adapter: lora+sparse, lora, …")] = "full",
     loss: Annotated[str, typer.Option(metavar="L", help="kl (the dense model reads along), kl-all, sft, …")] = "kl",
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Default: MODEL itself.")] = None,
@@ -71,6 +74,7 @@ def accel_command(
         "tokens": tokens,
         "targets": targets,
         "slices": slices,
+        "select": select,
         "train": train,
         "loss": loss,
         "teacher": teacher,

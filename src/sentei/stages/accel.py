@@ -88,6 +88,7 @@ def _check(recipe: Recipe) -> None:
     from sentei.accel.trained import check_trained
     from sentei.data.text import read_texts
     from sentei.prune.methods import LOW_RANK, method
+    from sentei.recover.select.embed import find_embedder
     from sentei.recover.tune.tune import check_names
 
     section, made = _section(recipe), _method(recipe)
@@ -100,6 +101,8 @@ def _check(recipe: Recipe) -> None:
     checks.check_parts(recipe.model_copy(update={"prune": made, "measure": measured}))
     check_trained(section.train)
     check_names(adapter=section.train, loss=section.loss)
+    if section.select == "damage":
+        find_embedder()
     read_texts(recipe.data)
     _pool(recipe)
 
