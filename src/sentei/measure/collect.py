@@ -36,7 +36,6 @@ from sentei.measure.stored import Contents
 from sentei.measure.stream import Gram, column_sum, per_input, run_block, tap, tap_tokens
 from sentei.models.identity import made_with
 from sentei.models.load import as_loaded
-from sentei.plan import ModelShape
 from sentei.progress import Progress, shown
 
 
@@ -125,7 +124,7 @@ def measure(
         for _ in range(begun or 0):
             bar.advance()
         for index in range(begun or 0, count):
-            found = _Block(family, net, windows, shape, index).run(states)
+            found = _Block(family, net, windows, contents, index).run(states)
             stats = found.statistics(gradients.of(index) if gradients else {}, ranks=ranks)
             if streamed is not None:
                 streamed.leave()  # its weights make room for the curves
@@ -179,8 +178,9 @@ def _embed(family: Family, model: nn.Module, windows: Windows, states: States) -
 class _Block:
     """One block of the model, and the sums that it fills."""
 
-    def __init__(self, family: Family, model: nn.Module, windows: Windows, shape: ModelShape, index: int) -> None:
-        self.family, self.model, self.windows, self.shape, self.index = family, model, windows, shape, index
+    def __init__(self, family: Family, model: nn.Module, windows: Windows, contents: Contents, index: int) -> None:
+        self.family, self.model, self.windows, self.index = family, model, windows, index
+        self.shape = contents.shape
         block = family.block(model, index)
         self.members = {part: found for part in PARTS if (found := family.members(block, part))}
         self.experts = family.experts(block)
@@ -192,7 +192,7 @@ class _Block:
         self.inputs = {
             f"{part}_in": next(iter(members[0].values()))
             for part, members in self.members.items()
-            if not (part == "ffn" and self.experts)  # whose matrices get no ranks
+            if contents.input_grams and not (part == "ffn" and self.experts)  # whose matrices get no ranks
         }
         self.grams = {name: Gram() for name in (*self.outputs, *self.inputs)}
         self.means = {

@@ -50,7 +50,9 @@ class Needs:
             widths = [n for own in found.values() for n in own]
             n, params = max(widths, default=0), shape.attention_params(block) + shape.ffn_params(block)
             weights = self.itemsize * params if self.streamed else 0
-            grams = 4 * (sum(n * n for n in widths) + len(found) * (2 if graded else 1) * shape.hidden**2)
+            grams = 4 * (
+                sum(n * n for n in widths) + len(found) * (graded + self.contents.input_grams) * shape.hidden**2
+            )
             backward = weights + (self.itemsize + 9) * params if graded else 0
             losses_of_ranks = weights + grams + 32 * n * shape.hidden if graded else 0
             squared, side = (max((sum(n**p for n in own) for own in found.values()), default=0) for p in (2, 1))

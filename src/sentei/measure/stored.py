@@ -53,6 +53,11 @@ class Contents:
     grams: bool
     ranks: bool = True
 
+    @property
+    def input_grams(self) -> bool:
+        """Whether anything reads the Gram matrices of what a part's first matrices read."""
+        return self.grams or (self.graded and self.ranks)
+
     def parts(self, index: int) -> dict[str, tuple[tuple[str, ...], int, int]]:
         """Of a block's parts that are there: names of the matrices, and the row-pruned one's outputs and inputs."""
         sizes = self.shape.matrices(self.shape.blocks[index])
