@@ -21,6 +21,7 @@ from sentei.families import family_of
 from sentei.models.load import Loaded, load
 from sentei.plan import Budget, Plan
 from sentei.recover.tune import train
+from tiny import VARIANTS, tiny_model
 
 SMALL = Settings(
     stages=3,
@@ -142,6 +143,23 @@ def test_an_adapter_goes_through_the_stages(
         patch.setattr(loop, "load_state", dying)
         made(dense, texts, tmp_path / "killed", **options)
     assert same(made(dense, texts, tmp_path / "killed", **options), whole)
+
+
+@pytest.mark.parametrize("loss", ["sft", "both", "kl-all"])
+def test_every_loss_gets_its_teacher(dense: Loaded, texts: list[str], tmp_path: Path, loss: str) -> None:
+    family = made(dense, texts, tmp_path / "work", loss=loss, stages=2)
+    assert [len(record["curve"]) >= 2 for record in family.stages] == [True, True]
+    assert (tmp_path / "work" / "teacher").exists() is (loss == "both")
+
+
+@pytest.mark.skipif("qwen3_moe" not in VARIANTS, reason="the installed transformers has no such class")
+def test_a_mixture_of_experts_goes_through_the_stages(texts: list[str], tmp_path: Path) -> None:
+    mixture = loaded(tiny_model("qwen3_moe", vocab_size=128))
+    family = made(mixture, texts, tmp_path / "work", stages=2)
+    assert family.stages[-1]["share"] == pytest.approx(0.6, abs=0.02)
+    assert load(family.model(2), dtype="float32").model.config.model_type == "sentei_qwen3_moe"
+    with pytest.raises(InputError, match="'lora' does not go through cuts of experts"):
+        made(mixture, texts, tmp_path / "work", train="lora")
 
 
 def test_moments_that_are_carried_make_another_training(dense: Loaded, texts: list[str], tmp_path: Path) -> None:

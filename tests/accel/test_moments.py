@@ -21,6 +21,8 @@ from sentei.recover.tune.loss import SFT
 from sentei.recover.tune.train import Trainer
 from tiny import VARIANTS, make_plan, random_blocks, tiny_model, whole
 
+# Where experts go, tokens are sent to others: no masked model does the same.
+EXPERTS = {name for name in VARIANTS if "moe" in name or "mixtral" in name}
 SAMPLES = random_samples([10, 8, 6, 12, 9, 7, 11, 5], seed=5)
 
 
@@ -92,7 +94,7 @@ def ones_kept(model: Any, plan: Plan) -> dict[str, Tensor]:
     return {name: torch.isin(number.float(), left).float() for name, number in numbered.items()}
 
 
-@pytest.mark.parametrize("variant", sorted(VARIANTS))
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - EXPERTS))
 def test_a_step_after_the_cut_is_the_step_of_the_masked_model(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sentei.recover.tune.train.CLIP", 1e9)
     model, state, plan = started(variant, seed=0)

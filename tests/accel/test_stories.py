@@ -32,13 +32,7 @@ def pool(data_dir: Path) -> Pool:
 def test_training_brings_the_model_nearer_after_every_cut(
     dense: Loaded, pool: Pool, data_dir: Path, tmp_path: Path, train: str, rate: float
 ) -> None:
-    settings: dict[str, Any] = {
-        "stages": 2,
-        "tokens": 20_000,
-        "batch_tokens": 256,
-        "train": train,
-        "learning_rate": rate,
-    }
+    settings: dict[str, Any] = {"stages": 2, "tokens": 20_000, "train": train, "learning_rate": rate}
     small = {"batch_tokens": 256, "calibration": 2048, "gradient_tokens": 512, "budget_params": "5%"}
     texts = read_texts(str(data_dir / "lm" / "c4_demo.jsonl"))
     family = accel(dense, texts, pool, Budget(sparsity=0.3), Settings(**settings, **small), tmp_path)

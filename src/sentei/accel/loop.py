@@ -26,9 +26,10 @@ from sentei.accel.family import Family, load_state, rebuilt, save_state, stage_d
 from sentei.accel.feed import Feed, Steps, feed, tokens_of
 from sentei.accel.schedule import rate
 from sentei.accel.settings import Settings
-from sentei.accel.trained import Trained, rate_of, trained
+from sentei.accel.trained import Trained, check_suits, rate_of, trained
 from sentei.data.calibration import as_windows
 from sentei.errors import QualityError
+from sentei.families import family_of
 from sentei.files import read_json, write_json
 from sentei.models.load import Loaded, context_length
 from sentei.models.save import save
@@ -82,6 +83,7 @@ def accel(
         InfeasibleError: no legal plan meets a stage's size.
     """
     progress, loss = shown(progress), LOSSES[settings.loss]
+    check_suits(settings.train, family_of(dense.model.config).shape(dense.model.config))
     sizes = sizes_of(dense.model, budget, settings)
     window = min(settings.window, context_length(dense.model))
     windows = as_windows(list(texts), dense.tokenizer, window=window, tokens=settings.calibration)

@@ -9,10 +9,11 @@ FULL = 2.0  # times what an adapter keeps for the backward pass: the gradients o
 
 
 def accel_bytes(shape: ModelShape, batch_tokens: int, itemsize: int) -> int:
-    """Bytes that full training in stages takes beside the process, about.
+    """Bytes that full training in stages takes beside the process, which holds the dense model, about.
 
-    In training: both models, fp32 masters where they are computed in less, gradients, both moments, activations.
-    In a cut: both models twice, and the fp32 state before and after.
+    In training: the model, fp32 masters where it is computed in less, gradients, both moments, activations, and the
+    bytes of a checkpoint while it is written. In a cut: three models, and the fp32 state before and after. Of
+    SmolLM2-135M (bf16, 2,048 tokens a step) 5.3 GB were seen where 5.9 are said.
 
     Args:
         shape: of the dense model.
@@ -21,8 +22,8 @@ def accel_bytes(shape: ModelShape, batch_tokens: int, itemsize: int) -> int:
     """
     blocks, outside = shape.block_params(), shape.params() - shape.block_params()
     narrow = itemsize < 4
-    training = 2 * itemsize + itemsize + (8 if narrow else 0) + 8
-    cutting = 4 * itemsize + 2 * 12
+    training = 2 * itemsize + (8 if narrow else 0) + 8 + 12
+    cutting = 3 * itemsize + 2 * 12
     kept = FULL * activation_bytes(shape, batch_tokens, itemsize)
     of_blocks = max(training * blocks + kept, cutting * blocks)
     return int(of_blocks) + 4 * outside * itemsize

@@ -56,8 +56,8 @@ class Settings:
     batch_tokens: int | None = None
     length: int = 512
     epochs: int = 1
-    calibration: int = 8192
-    gradient_tokens: int = 2048
+    calibration: int = 4096
+    gradient_tokens: int = 1024
     window: int = 256
     seed: int = 0
 

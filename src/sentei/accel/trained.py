@@ -12,7 +12,7 @@ from sentei.accel.moments import Tensors, carry, weights_of, without_moments
 from sentei.accel.settings import Settings
 from sentei.errors import InputError, unknown
 from sentei.families import family_of
-from sentei.plan import Plan
+from sentei.plan import ModelShape, Plan
 from sentei.recover.tune.adapters import ADAPTERS
 
 if TYPE_CHECKING:
@@ -43,6 +43,16 @@ def check_trained(name: str) -> None:
         raise InputError(f"adapter {name!r} is no effective weight, which a cut goes through; use {' or '.join(known)}")
     if name not in known:
         raise unknown("adapter", name, known)
+
+
+def check_suits(name: str, shape: ModelShape) -> None:
+    """Refuses what cannot be trained of a model.
+
+    Raises:
+        InputError: an adapter, and experts.
+    """
+    if name != "full" and any(block.experts for block in shape.blocks):
+        raise InputError(f"train: {name!r} does not go through cuts of experts, which this model has; use full")
 
 
 def rate_of(settings: Settings) -> float:

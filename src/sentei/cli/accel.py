@@ -46,7 +46,7 @@ def accel_command(
         int | None, typer.Option(min=2, help="Tokens of a step; default: a hundredth of them, 256 to 2,048.")
     ] = None,
     length: Length = 512,
-    calibration: Annotated[str, typer.Option(metavar="N", help="Tokens that each cut is measured on.")] = "8192",
+    calibration: Annotated[str, typer.Option(metavar="N", help="Tokens that each cut is measured on.")] = "4096",
     text: Annotated[list[str] | None, typer.Option(help="For the perplexity at the end; default: demo.")] = None,
     tasks: Annotated[list[str] | None, typer.Option(help="For accuracy at the end, as for `eval`.")] = None,
     windows: Annotated[int, typer.Option(min=1, help="At most so many windows of each text.")] = 32,

@@ -111,6 +111,7 @@ def _suits(recipe: Recipe, dense: Loaded) -> None:
     """Every stage removes something, the pool fills the slices, the teacher fits, and there is memory and disk."""
     from sentei.accel.cutting import sizes_of
     from sentei.accel.memory import accel_bytes
+    from sentei.accel.trained import check_suits
     from sentei.families import family_of
     from sentei.machine import free_memory
     from sentei.memory import check_free, check_memory
@@ -119,6 +120,7 @@ def _suits(recipe: Recipe, dense: Loaded) -> None:
     section = _section(recipe)
     settings = section.settings(recipe.seed)
     shape = family_of(dense.model.config).shape(dense.model.config)
+    check_suits(settings.train, shape)
     sizes_of(dense.model, recipe.budget, settings)
     made = recipe.model_copy(update={"prune": _method(recipe)})
     checks.measure_suits(made, dense)
