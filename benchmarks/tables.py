@@ -132,6 +132,27 @@ def full(found: list[dict[str, Any]]) -> str:
     return table(["domain", "method", "sparsity", "perplexity", "ratio"], body)
 
 
+def elsewhere(found: list[dict[str, Any]]) -> str:
+    """Perplexity ratios on texts that were not calibrated on, mean and range over draws."""
+    dense = next((r for r in found if r["key"]["method"] == "dense"), {})
+    texts = [name for name in dense if name != "key"]
+    arms: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for r in found:
+        if r["key"]["method"] != "dense":
+            arms.setdefault(tuple(r["key"][k] for k in ("calibration", "sparsity", "method")), []).append(r)
+
+    def cell(draws: list[dict[str, Any]], name: str) -> str:
+        ratios = [r[name] / dense[name] for r in draws]
+        spread = f" [{min(ratios):.2f}, {max(ratios):.2f}]" if len(ratios) > 1 else ""
+        return f"×{sum(ratios) / len(ratios):.2f}{spread}"
+
+    body = [
+        [name, f"{sparsity:.0%}", method, str(len(draws)), *(cell(draws, text) for text in texts)]
+        for (name, sparsity, method), draws in arms.items()
+    ]
+    return table(["calibrated on", "removed", "method", "draws", *texts], body)
+
+
 def zero_shot(found: list[dict[str, Any]]) -> str:
     """Accuracies of the tasks."""
     own = [r for r in found if r["key"]["tasks"]]
@@ -208,6 +229,11 @@ def main() -> None:
         "Presets, transfer": (
             "`python benchmarks/methods.py --domain transfer`. Calibration: 65,536 tokens of C4. Test: 24 windows of 1,024 of WikiText-2 raw.\n\n",
             in_domain(methods, "transfer"),
+        ),
+        "On other text": (
+            "`python benchmarks/transfer.py`. 32,768 tokens in windows of 512, of C4, of the model's own text, or of both in equal parts "
+            "([calibration](calibration.md)); 24 windows of 512 of each test. Two cores with AMX, bf16. Perplexity over the dense model's.\n\n",
+            elsewhere(rows("transfer")),
         ),
         "The whole test text": ("`python benchmarks/methods.py --full --methods auto …`\n\n", full(methods)),
         "Zero-shot tasks": (
