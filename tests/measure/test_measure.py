@@ -1,10 +1,15 @@
 from types import SimpleNamespace
 
+import pytest
 import torch
 
+from sentei.budget import Budget
+from sentei.errors import InputError
 from sentei.families import family_of
 from sentei.measure import Profile, measure
 from sentei.measure.stream import exact_products, gram
+from sentei.prune.planning import plan
+from tiny import tiny_model
 
 
 def inputs_of(model, ids, name):
@@ -105,3 +110,14 @@ def test_the_setting_of_products_is_put_back(monkeypatch):
     monkeypatch.delattr(torch.backends.mkldnn, "matmul")  # as before torch 2.9
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     torch.testing.assert_close(gram(x), x.float().T @ x.float())
+
+
+def test_only_the_curves_of_named_scores_are_made() -> None:
+    ids = torch.randint(3, 90, (4, 16))
+    profile = measure(tiny_model(), ids, gradient_tokens=0, scores=["flap"])
+    assert profile.contents.scores == ()
+    assert plan(profile, Budget(sparsity=0.2), "flap").blocks
+    with pytest.raises(InputError, match="without --scores"):
+        plan(profile, Budget(sparsity=0.2), "structural", score="obs", weigh="energy")
+    with pytest.raises(InputError, match="flap"):
+        measure(tiny_model(), ids, scores=["flop"])

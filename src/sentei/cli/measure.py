@@ -43,6 +43,10 @@ def measure_command(
         int,
         typer.Option(min=0, help="Tokens that the model writes itself, read beside texts, at most as many; 0: none."),
     ] = 32768,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(help="What will be planned by, such as flap: spares the curves of others; default: all."),
+    ] = None,
     keep_grams: Annotated[
         bool, typer.Option("--keep-grams", help="Keep the Gram matrices too, for scores of your own: 100 times larger.")
     ] = False,
@@ -73,6 +77,7 @@ def measure_command(
         "window": window,
         "gradient_tokens": gradient_tokens,
         "own_text": own_text,
+        "scores": scores or None,
         "keep_grams": keep_grams,
     }
     key = ["measure", loaded.digest, str(loaded.model.dtype), fingerprint(data), field, settings]

@@ -30,6 +30,7 @@ from sentei.measure.needs import Needs
 from sentei.measure.profile import Profile
 from sentei.measure.ranking import gram_scores, rank_measured
 from sentei.measure.reading import OWN_TEXT, read_windows
+from sentei.measure.scores import SCORES
 from sentei.measure.states import States, Store, claim
 from sentei.measure.statistics import BlockStats, Matrices, PartStats
 from sentei.measure.stored import Contents
@@ -100,6 +101,8 @@ def measure(
         )
     if any(block.ranks for block in shape.blocks):
         raise InputError(f"{loaded.name} has low-rank matrices already; measure the model that it was made from")
+    for name in scores or ():
+        SCORES[name]  # refuses what is none
     chosen = [one for one in gram_scores(graded=len(picked) > 0) if scores is None or one.name in scores]
     contents = Contents(shape, len(picked) > 0, tuple(score.name for score in chosen), keep_grams, ranks)
     streamed = streamed_blocks(net)

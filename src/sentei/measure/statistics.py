@@ -136,7 +136,10 @@ def _on_cpu(matrices: Matrices) -> Matrices:
     return Matrices(**moved)
 
 
-NO_GRAMS = "the profile holds no Gram matrices, which this needs; measure again with --keep-grams (keep_grams=True)"
+NO_GRAMS = (
+    "the profile holds no Gram matrices, which this needs; measure again with --keep-grams (keep_grams=True) "
+    "or without --scores"
+)
 
 
 @dataclass
