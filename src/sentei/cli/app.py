@@ -37,6 +37,7 @@ VERBS = (
     "run",
     "resume",
     "report",
+    "watch",
     "methods",
     "doctor",
 )

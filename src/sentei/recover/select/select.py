@@ -32,6 +32,7 @@ from sentei.recover.select.filters.language import check_languages
 from sentei.recover.select.names import keywords, typical
 from sentei.recover.select.pair import doubts, same_tokens, shared_tokens
 from sentei.recover.select.picking import Amount
+from sentei.recover.select.reference import Reference
 from sentei.recover.select.rejections import filter_names, rejections, said
 from sentei.recover.select.selection import Scored, Selection
 from sentei.recover.select.strategies import find_strategy
@@ -135,6 +136,7 @@ def select(
         vectors = _embedded([row.prompt for row in pool.rows], embedder, progress, where)
         goal = _embedded(target, embedder, progress, where) if target else None
         found = cluster(vectors, clusters=clusters, seed=seed)
+        labels = found.labels.astype(np.int64)
         scores = score(
             dense.model,
             pruned.model,
@@ -153,7 +155,7 @@ def select(
             pool,
             scores,
             tokens,
-            found.labels.astype(np.int64),
+            labels,
             found.coordinates,
             owner,
             rejected,
@@ -172,6 +174,7 @@ def select(
                 "idle": {str(row): reason for row, reason in sorted(nothing.items())},
             },
             work,
+            Reference.of(vectors, labels, embedder or MODEL, seed),
         )
         return write(scored, out, budget, strategy, seed, overwrite, choice)
 

@@ -20,6 +20,7 @@ from sentei.data.pools import Pool, read_pool
 from sentei.errors import InputError, one_line
 from sentei.files import write_json, write_text
 from sentei.recover.select.about import read_about
+from sentei.recover.select.reference import Reference, read_reference
 from sentei.recover.select.scores import Scores, read_scores
 from sentei.schema import read
 
@@ -43,6 +44,7 @@ class Scored:
         target: share of the wanted capability's texts in each cluster [K], or None.
         about: JSON: models, settings of the scoring, filters, names of the clusters, what a person should know.
         shards: the directory of the shards with the teacher's tokens.
+        reference: what later requests are compared with; None in selections of earlier versions.
     """
 
     pool: Pool
@@ -55,6 +57,7 @@ class Scored:
     target: NDArray[np.float64] | None
     about: dict[str, Any]
     shards: Path
+    reference: Reference | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class Selection:
             arrays.get("target"),
             about,
             self.directory / SCORES,
+            read_reference(self.directory, rows, clusters),
         )
 
 
@@ -155,6 +159,8 @@ def write_scored(scored: Scored, directory: Path) -> None:
         arrays["target"] = scored.target
     save_file(arrays, directory / "clusters.safetensors")
     write_json(directory / "rejections.json", scored.rejections)
+    if scored.reference is not None:
+        scored.reference.save(directory)
     shutil.copytree(scored.shards, directory / SCORES, copy_function=_link)
 
 
