@@ -63,7 +63,10 @@ def test_what_the_model_said_and_pictures_are_not_asked(tmp_path: Path) -> None:
         {"role": "user", "content": "One"},
         {"role": "assistant", "content": "Two"},
         {"role": "tool", "content": "Three"},
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "Four"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "Four"}],
+        },
     ]
     assert read(tmp_path, {"messages": turns}).requests[0].user == "One\nFour"
 

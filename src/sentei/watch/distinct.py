@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAME = 0.97  # cosine from which two embeddings are of one request, worded otherwise
-_DIGITS = re.compile(r"\d+")
+_NUMBER = re.compile(r"\b\d[\d.,:/-]*")  # not those within a word
 
 
 def first_of_each(texts: Sequence[str]) -> list[int]:
@@ -17,7 +17,7 @@ def first_of_each(texts: Sequence[str]) -> list[int]:
     seen: set[str] = set()
     kept = []
     for at, text in enumerate(texts):
-        form = _DIGITS.sub("0", " ".join(text.casefold().split()))
+        form = _NUMBER.sub("0", " ".join(text.casefold().split()))
         if form not in seen:
             seen.add(form)
             kept.append(at)

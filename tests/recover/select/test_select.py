@@ -20,7 +20,7 @@ from sentei.recover.select.select import reselect, select
 from sentei.recover.select.selection import Selection
 from sentei.report.selection import write_page
 
-FILES = {".sentei.json", "pool.jsonl.gz", "clusters.safetensors", "rejections.json", "scores"}
+FILES = {".sentei.json", "pool.jsonl.gz", "clusters.safetensors", "rejections.json", "scores", "reference.safetensors"}
 FILES |= {"selected.jsonl", "manifest.jsonl", "selection.json", "summary.json"}
 
 
