@@ -24,7 +24,7 @@ from common import DATA, MODEL, TASKS, Rows, lm, task, windows
 
 from sentei.accel.evidence import evidence, judging_windows
 from sentei.accel.family import Family
-from sentei.accel.feed import feed
+from sentei.accel.feed import Sliced
 from sentei.accel.loop import ROWS, accel
 from sentei.accel.schedule import rate
 from sentei.accel.settings import Settings
@@ -62,6 +62,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "10 stages, all positions": {"stages": 10, "loss": "kl-all"},
     "10 stages, warm again": {"stages": 10, "rewarm": 5},
     "10 stages, constant slices": {"stages": 10, "slices": "constant"},
+    "10 stages, by damage": {"stages": 10, "select": "damage"},
     "random weights": {},
     "random weights, text": {"loss": "sft"},
 }
@@ -72,13 +73,24 @@ def pool(rows: int) -> Pool:
     return read_pool([row.raw for row in read_pool(DATA / "instruct" / "alpaca_52k.part0.jsonl.gz").rows[:rows]])
 
 
-def made(name: str, dense: Loaded, asked: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:
+def base_of(asked: argparse.Namespace) -> Settings:
+    """What all arms have in common."""
+    return Settings(
+        tokens=asked.tokens,
+        learning_rate=asked.rate,
+        seed=asked.seed,
+        batch_tokens=asked.batch_tokens,
+        calibration=asked.calibration,
+    )
+
+
+def made(dense: Loaded, asked: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:
     """Runs one arm, and tells of its last model."""
     changes = dict(changes)
     prune = {"method": "structural"}
     if "compensation" in changes:
         prune["compensation"] = changes.pop("compensation")
-    base = Settings(tokens=asked.tokens, learning_rate=asked.rate, seed=asked.seed, batch_tokens=asked.batch_tokens)
+    base = base_of(asked)
     settings = dataclasses.replace(base, **changes)
     texts, rows = read_texts(lm("c4_demo")), pool(asked.rows)
     work = CACHE / hash_json([asked.model, asked.to, asked.rows, prune, dataclasses.asdict(settings)])[:16]
@@ -111,13 +123,15 @@ def made(name: str, dense: Loaded, asked: argparse.Namespace, changes: dict[str,
 
 def scratch(dense: Loaded, asked: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Any]:
     """The shape of "one cut" with random weights, trained on the same tokens in the same way."""
-    base = Settings(tokens=asked.tokens, learning_rate=asked.rate, seed=asked.seed, batch_tokens=asked.batch_tokens)
+    base = base_of(asked)
     settings = dataclasses.replace(base, **{"stages": 1, **changes})
     texts, loss = read_texts(lm("c4_demo")), LOSSES[settings.loss]
     first = dataclasses.replace(base, stages=1)
     place = (
         CACHE / hash_json([asked.model, asked.to, asked.rows, {"method": "structural"}, dataclasses.asdict(first)])[:16]
     )
+    if not place.is_dir():
+        raise SystemExit("run the arm 'one cut' first: its shape is what is trained from random weights")
     plan = Plan.load(Family(place).model(1) / "plan.json")
     model = skeleton(dense.model, plan.shape())
     generator = torch.Generator().manual_seed(asked.seed)
@@ -127,7 +141,7 @@ def scratch(dense: Loaded, asked: argparse.Namespace, changes: dict[str, Any]) -
             value.copy_(drawn)
     progress, length = TerminalProgress(), min(settings.length, context_length(dense.model))
     data = read_data(pool(asked.rows), dense.tokenizer, length, settings.seed, progress, None, loss)
-    (steps,) = feed(data, settings)
+    (steps,) = Sliced(data, settings).slices
     teach(data, loss, steps, dense, dense, CACHE / "scratch", progress)
     ADAPTERS["full"].wrap(model, 0, Context(lambda: None))  # type: ignore[arg-type, return-value]
     each, heldout = data.loss(loss), data.heldout_loss(loss, settings.step_tokens)
@@ -177,6 +191,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000, help="of alpaca, in the pool")
     parser.add_argument("--rate", type=float, default=2e-4, help="the highest learning rate, of every arm")
     parser.add_argument("--batch-tokens", type=int, default=None)
+    parser.add_argument("--calibration", type=int, default=Settings.calibration, help="tokens of each stage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tasks", type=int, default=0, help="rows of each zero-shot task")
     parser.add_argument("--arms", nargs="*", default=list(ARMS), help=f"rates, or of: {', '.join(ARMS)}")
@@ -185,11 +200,12 @@ def main() -> None:
     source = DATA / "models" / asked.model if (DATA / "models" / asked.model).is_dir() else asked.model
     dense, rows = load(source, dtype=asked.dtype), Rows("accel")
     key = {name: getattr(asked, name) for name in ("model", "to", "tokens", "rows", "batch_tokens", "seed", "tasks")}
+    key["calibration"] = asked.calibration
     key["dtype"] = str(dense.model.dtype).removeprefix("torch.")
     if asked.arms == ["rates"]:
         for value in RATES:
             asked.rate = value
-            rows.run(lambda: made("", dense, asked, {"stages": 1}), arm="one cut", **key, rate=value)
+            rows.run(lambda: made(dense, asked, {"stages": 1}), arm="one cut", **key, rate=value)
         return
     rows.run(lambda: tested(dense, dense.model, asked), arm="dense", model=asked.model, dtype=key["dtype"])
     for name in asked.arms:
@@ -197,7 +213,7 @@ def main() -> None:
         changes = ARMS[name]
         rows.run(
             lambda name=name, run=run, changes=changes: (  # type: ignore[misc]
-                run(dense, asked, changes) if run else made(name, dense, asked, changes)
+                run(dense, asked, changes) if run else made(dense, asked, changes)
             ),
             arm=name,
             rate=asked.rate,
