@@ -135,6 +135,25 @@ def test_a_run_knows_the_damage_that_is_left(sentei: Sentei, selected: Path, tmp
     assert found["damage"] == "of the recovered model, on held-out rows of the pool"
 
 
+def test_labels_say_whether_what_moved_is_answered_worse(sentei: Sentei, selected: Path, tmp_path: Path) -> None:
+    log, labels = write(tmp_path, 0.1), tmp_path / "labels.jsonl"
+
+    def labelled(bad: str) -> Result:
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        topics = {row["id"]: "a" if int(row["request"]["prompt"].split()[0][1:]) < 64 else "b" for row in rows}
+        labels.write_text("".join(json.dumps({"id": id, "label": topic != bad}) + "\n" for id, topic in topics.items()))
+        return watch(sentei, selected, log, tmp_path / f"w{bad}", "--labels", labels, "--format", "json")
+
+    refused(labelled("a"), "re-tune is recommended", code=3)
+    fine = labelled("b")
+    assert fine.code == 0 and fine.json()["recommendation"] == "alert"
+    means = [row["labels"]["mean"] for row in fine.json()["capabilities"] if row["now"]["share"] > 0.5]
+    assert means == [1.0] and fine.json()["labels"]["count"] == fine.json()["window"]["compared"]
+    assert "mean label" in (tmp_path / "wb" / "watch.html").read_text()
+    labels.write_text('{"id": "none", "label": 1}\n')
+    refused(watch(sentei, selected, log, tmp_path / "no", "--labels", labels), "none of 1 labels is of a request")
+
+
 def test_a_request_that_is_sent_again_and_again_is_one(sentei: Sentei, selected: Path, tmp_path: Path) -> None:
     log = write(tmp_path, more=["Zzz 17?", *[f"zzz  {n}?" for n in range(150)]])
     result = watch(sentei, selected, log, tmp_path / "w", "--format", "json")

@@ -16,6 +16,9 @@ def watch_command(
     ],
     log: Annotated[Path, typer.Option(help="Requests: plain JSONL, LiteLLM's payloads, or OpenTelemetry spans.")],
     out: Out,
+    labels: Annotated[
+        Path | None, typer.Option(help="What users said of answers: lines with id and label, from 0 (bad) to 1 (good).")
+    ] = None,
     window: Annotated[
         int | None, typer.Option(min=100, help="Judge the last so many requests; default: all of the log.")
     ] = None,
@@ -34,9 +37,9 @@ def watch_command(
     from sentei.watch.result import acts
     from sentei.watch.watch import watch
 
-    hold(out, run, log, overwrite=overwrite)
+    hold(out, run, log, labels, overwrite=overwrite)
     result = watch(
-        run, log, out, window=window, strict=strict, seed=seed, device=device, overwrite=overwrite,
+        run, log, out, labels=labels, window=window, strict=strict, seed=seed, device=device, overwrite=overwrite,
         progress=TerminalProgress(),
     )  # fmt: skip
     if format is Format.json:

@@ -34,7 +34,7 @@ def _header(result: Mapping[str, Any]) -> str:
     low, high = tests["classifier"]["interval"]
     tiles = [
         ("drift" if result["drift"] else "no drift", "requests that the pool of the run hardly has"),
-        (count(alarms, "alarm"), f"of {count(len(result['capabilities']) - 1, 'capability').replace('ys', 'ies')}"),
+        (count(alarms, "alarm"), f"in {len(result['capabilities']) - 1:,} capabilities and what is beyond them"),
         (
             f"{tests['classifier']['auc']:.2f}",
             f"AUC of window against pool, {low:.2f} … {high:.2f}; 0.5 is no difference",
@@ -63,6 +63,7 @@ def _why(result: Mapping[str, Any]) -> str:
 
 def _capabilities(rows: Sequence[Mapping[str, Any]], measured: str) -> str:
     largest = max((row[when]["share"] for row in rows for when in ("then", "now")), default=0.0) or 1.0
+    labelled = any(row["labels"] for row in rows)
     worst = max((row["damage"] or 0.0 for row in rows), default=0.0) or 1.0
     body = ""
     for row in rows:
@@ -76,7 +77,7 @@ def _capabilities(rows: Sequence[Mapping[str, Any]], measured: str) -> str:
         body += (
             f'<tr class="capability"><td>{escape(row["name"])}{typical}</td>{shares}<td>{_p(row["p"])}</td>'
             f'<td>{inside}</td><td class="{"worse" if row["alarm"] else ""}">{"alarm" if row["alarm"] else "–"}</td>'
-            f"<td>{damage}</td></tr>"
+            f"<td>{damage}</td>{_label(row['labels']) if labelled else ''}</tr>"
         )
     cards = "".join(
         f'<details class="cluster"><summary><b>{escape(row["name"])}</b><small>requests that are most foreign to the '
@@ -84,7 +85,16 @@ def _capabilities(rows: Sequence[Mapping[str, Any]], measured: str) -> str:
         for row in rows
         if row["examples"]
     )
-    heads = ("", "share in the pool", "share now", "p of the share", "p of the inside", "", "damage left")
+    heads = (
+        "",
+        "share in the pool",
+        "share now",
+        "p of the share",
+        "p of the inside",
+        "",
+        "damage left",
+        *(["mean label"] if labelled else []),
+    )
     return (
         '<section><h2>Capability by capability</h2><p class="hint">A request belongs to the capability whose mean is '
         "nearest, then and now; those farther from it than 95 % of its pool are beyond all capabilities. p of the "
@@ -92,6 +102,15 @@ def _capabilities(rows: Sequence[Mapping[str, Any]], measured: str) -> str:
         f"over the table (Benjamini–Hochberg). Damage: nats per token, {escape(measured)}.</p>{scrolled(heads, body)}"
         f"{cards}</section>"
     )
+
+
+def _label(labels: Mapping[str, Any] | None) -> str:
+    if labels is None:
+        return "<td>–</td>"
+    between = labels["interval"]
+    ends = f"{between[0]:.2f} – {between[1]:.2f}, " if between else ""
+    sure = f"<small>{ends}of {labels['count']:,}</small>"
+    return f"<td>{labels['mean']:.2f}{sure}</td>"
 
 
 def _foreign(examples: Sequence[Mapping[str, Any]]) -> str:

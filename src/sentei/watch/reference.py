@@ -76,6 +76,8 @@ def read_known(run: str | Path) -> Known:
         )
     damage, measured = _damage(select, compare, len(names))
     typical = about["clusters"].get("typical", [])
+    if typical:  # a cluster without words is named after its most typical row
+        names = [row if name == "–" and row else name for name, row in zip(names, typical, strict=True)]
     return Known(reference, pool, names, typical, damage, measured, hash_file(select / FILE))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentei.files import finite
 from sentei.watch.capabilities import Assigned, Moved
 from sentei.watch.drift import GROWTH, Classified, Growth, Mmd
+from sentei.watch.labels import told
 from sentei.watch.logs import Log, Request
 from sentei.watch.reference import Known
 from sentei.watch.verdict import ACTING, Verdict
@@ -35,6 +36,7 @@ class Compared:
         grown: the densest part against the reference.
         now: where they belong.
         outside: whether they are beyond all capabilities [m].
+        labels: of the answers, from 0 to 1, NaN where there is none [m]; None: none were given.
     """
 
     requests: Sequence[Request]
@@ -45,6 +47,7 @@ class Compared:
     grown: Growth
     now: Assigned
     outside: NDArray[np.bool_]
+    labels: NDArray[np.float64] | None
 
 
 def acts(result: dict[str, Any]) -> bool:
@@ -95,6 +98,7 @@ def result_of(
             "sha256": known.hash,
         },
         "tests": _tests(compared),
+        "labels": None if compared.labels is None else told(compared.labels),
         "damage": known.measured,
         "capabilities": [_capability(move, known, compared) for move in moves],
         "foreign": _examples(new, known, compared),
@@ -120,7 +124,7 @@ def _tests(compared: Compared) -> dict[str, Any]:
 
 def _capability(move: Moved, known: Known, compared: Compared) -> dict[str, Any]:
     k = move.cluster
-    members = np.flatnonzero(compared.outside if k is None else compared.now.capability == k) if move.alarm else ()
+    own = compared.outside if k is None else compared.now.capability == k
     return {
         "name": NOWHERE if k is None else known.names[k],
         "cluster": k,
@@ -131,7 +135,8 @@ def _capability(move: Moved, known: Known, compared: Compared) -> dict[str, Any]
         "inside": None if move.inside is None else {"mmd": move.inside.value, "p": move.inside_p},
         "alarm": move.alarm,
         "damage": None if k is None else finite(float(known.damage[k])),
-        "examples": _examples(members, known, compared),
+        "labels": None if compared.labels is None else told(compared.labels[own]),
+        "examples": _examples(np.flatnonzero(own) if move.alarm else (), known, compared),
     }
 
 

@@ -48,6 +48,7 @@ def judge(
     uncovered: int,
     names: Sequence[str],
     damage: NDArray[np.float64],
+    labelled: Sequence[tuple[str, str]] = (),
 ) -> Verdict:
     """Decides.
 
@@ -60,6 +61,7 @@ def judge(
         uncovered: those that are like no capability.
         names: of the capabilities, K.
         damage: left in each, NaN where unknown, [K].
+        labelled: findings of labels, each an action and a sentence.
     """
     drift = is_drift(grown)
     changed = whole.p <= LEVEL and classified.interval[0] > LEAST_AUC
@@ -74,6 +76,7 @@ def judge(
         for move in moves
         if move.cluster is not None and move.changed_inside
     ]
+    findings += labelled
     findings.append(_as_a_whole(changed, classified, whole))
     action = max((action for action, _ in findings), key=ACTIONS.index)
     return Verdict(drift, mix, changed, action, [sentence for _, sentence in findings])

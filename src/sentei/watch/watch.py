@@ -18,11 +18,12 @@ from sentei.recover.select.embed import embed
 from sentei.watch.capabilities import assign, beyond, moved, uncovered
 from sentei.watch.distinct import apart, first_of_each
 from sentei.watch.drift import Vectors, classify, growth, mmd
+from sentei.watch.labels import groups_of, harm, read_labels
 from sentei.watch.logs import Log, Request, read_log
 from sentei.watch.page import render
 from sentei.watch.reference import Known, read_known
 from sentei.watch.result import Compared, result_of
-from sentei.watch.verdict import judge
+from sentei.watch.verdict import is_drift, judge
 
 LEAST = 100  # requests that differ, below which nothing is judged
 MOST = 2000  # of the window, and rows of the reference, that are compared
@@ -34,6 +35,7 @@ def watch(
     log: str | Path,
     out: str | Path,
     *,
+    labels: str | Path | None = None,
     window: int | None = None,
     strict: bool = False,
     seed: int = 0,
@@ -47,6 +49,7 @@ def watch(
         run: a finished run with recovery, or a selection.
         log: see `read_log`.
         out: the directory to write: watch.json and watch.html.
+        labels: what users said of the answers, see `read_labels`.
         window: judge the last so many requests; default: all.
         strict: refuse a line that cannot be used; else it is skipped and counted.
         seed: of what is drawn and permuted.
@@ -58,14 +61,16 @@ def watch(
         watch.json; docs/watch.md describes it.
 
     Raises:
-        InputError: see `read_known` and `read_log`; fewer requests than are needed; the embedder gives other vectors
-            than when the pool was read.
+        InputError: see `read_known`, `read_log` and `read_labels`; fewer requests than are needed; the embedder gives
+            other vectors than when the pool was read.
     """
-    out, progress = check_output(Path(out), inputs=(run, log), overwrite=overwrite), shown(progress)
+    out, progress = check_output(Path(out), inputs=(run, log, labels), overwrite=overwrite), shown(progress)
     known, read = read_known(run), read_log(log, strict=strict)
     requests, texts, notes = _window(read, known, window)
+    feedback = read_labels(labels, [request.id for request in requests], strict=strict) if labels else None
+    notes += feedback.notes() if feedback else []
     generator = np.random.default_rng(seed)
-    x, labels = _reference(known, generator)
+    x, clusters = _reference(known, generator)
     drawn = np.array(first_of_each(texts))
     drawn = drawn if len(drawn) <= MOST else np.sort(generator.permutation(drawn)[:MOST])
     _enough(len(drawn), len(requests), read.source)
@@ -82,14 +87,18 @@ def watch(
         progress.say(note)
     classified, whole = classify(x, y, seed=seed), mmd(x, y, seed=seed)
     grown, count = growth(classified), len(known.names)
-    then, now = assign(x, known.reference, labels), assign(y, known.reference)
+    then, now = assign(x, known.reference, clusters), assign(y, known.reference)
     moves, outside = moved(x, y, then, now, count, seed=seed), beyond(then, now, count)[1]
     new = classified.window >= grown.least
     strange = uncovered(new, classified.reference >= grown.least, then, now, outside)
     covered = np.bincount(now.capability[new & ~strange], minlength=count).tolist()
-    verdict = judge(grown, classified, whole, moves, covered, int(strange.sum()), known.names, known.damage)
+    said = feedback.of(requests[at].id for at in used) if feedback else None
+    more = [move.cluster for move in moves if move.cluster is not None and move.grew]
+    groups = groups_of(is_drift(grown), new, more, now.capability, known.names)
+    labelled = [] if said is None else harm(said, groups)
+    verdict = judge(grown, classified, whole, moves, covered, int(strange.sum()), known.names, known.damage, labelled)
     compared = Compared(
-        [requests[at] for at in used], [texts[at] for at in used], len(x), classified, whole, grown, now, outside
+        [requests[at] for at in used], [texts[at] for at in used], len(x), classified, whole, grown, now, outside, said
     )
     result = result_of(str(run), read, requests, known, compared, moves, verdict, seed, notes)
     with atomic_dir(out, overwrite=overwrite) as scratch:
