@@ -37,9 +37,9 @@ def names(path: Path) -> list[str]:
 @pytest.fixture
 def measuring(stories_dir: Path, tmp_path: Path) -> list[object]:
     text = tmp_path / "text.txt"
-    text.write_text("Once upon a time there was a little girl. " * 2000)
+    text.write_text("Once upon a time there was a little girl. " * 4000)
     (tmp_path / "out").mkdir()
-    return ["measure", stories_dir, "--data", text, "--tokens", 8192, "--window", 128, "--out", tmp_path / "out" / "p"]
+    return ["measure", stories_dir, "--data", text, "--tokens", 16384, "--window", 128, "--out", tmp_path / "out" / "p"]
 
 
 @pytest.mark.parametrize(("kill", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

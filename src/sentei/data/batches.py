@@ -39,9 +39,7 @@ class Batch:
     @property
     def sources(self) -> Tensor:
         """Positions whose next token is a target, bool [B, T]."""
-        shifted = torch.zeros_like(self.response)
-        shifted[:, :-1] = self.response[:, 1:]
-        return shifted
+        return torch.cat([self.response[:, 1:], torch.zeros_like(self.response[:, :1])], 1)
 
     @property
     def targets(self) -> Tensor:

@@ -48,7 +48,7 @@ def write_own_text(
     needed = -(-count * window // length)
     rows = min(needed, ROWS, max(1, CACHE // (length * _cached_bytes(model))))
     start = _begins(tokenizer)
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same draws whatever the device
     written: list[Tensor] = []
     with shown(progress).stage("own text", needed * length, "tokens") as bar, evaluating(model):
         for done in range(0, needed, rows):
@@ -58,12 +58,12 @@ def write_own_text(
             sample: list[Tensor] = []
             for _ in range(length):
                 hidden, cache = final_hidden(model, ids, cache, use_cache=True)
-                chances = logits(model, hidden[:, -1]).softmax(-1)
+                chances = logits(model, hidden[:, -1]).softmax(-1).cpu()
                 if not torch.isfinite(chances).all():
                     raise InputError(
                         "the model's predictions are not finite; use --dtype float32, or check its weights"
                     )
-                ids = torch.multinomial(chances, 1, generator=generator)
+                ids = torch.multinomial(chances, 1, generator=generator).to(model.device)
                 sample.append(ids)
                 bar.advance(size)
             written.append(torch.cat(sample, 1).cpu())
