@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 from common import DATA, Rows
+from result_rows import table
 
 from sentei.data.pools import read_pool
+from sentei.metrics.proportions import wilson
 from sentei.recover.select.cluster import cluster
 from sentei.recover.select.embed import MODEL, embed
 from sentei.recover.select.reference import Reference
@@ -113,8 +115,17 @@ def main() -> None:
         rows.run(lambda kind=kind: bench.windows(args.shifted, kind), kind=kind, window=window, windows=args.shifted)
         if kind != HALF:
             rows.run(lambda kind=kind: bench.ramp(10, kind), kind=f"{kind}, ramp", window=window, windows=10)
+    body = []
     for row in rows.rows:
-        print(row)
+        kind, n = row["key"]["kind"], row["key"]["windows"]
+        if "median" in row:
+            seen = [row["median"], row["latest"]]
+            body.append([kind, "first seen at window", *(f"{v:g}" if v <= RAMP else "not seen" for v in seen), ""])
+        else:
+            found = [(row[name], wilson(row[name] * n, n)) for name in ("drift", "alarm", "changed")]
+            cells = (f"{100 * v:.0f} % [{100 * low:.0f} – {100 * high:.0f}]" for v, (low, high) in found)
+            body.append([kind, f"{n} windows", *cells])
+    print(table(["requests", "", "drift (ramp: median)", "alarm of a capability (ramp: latest)", "changed"], body))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def test_what_is_read(tmp_path: Path) -> None:
     found = read(tmp_path, {"id": "a", "label": True}, {"id": 1, "score": 0.25}, {"id": "a", "label": False}, *bad)
     assert found.values == {"a": 1.0, "1": 0.25} and found.duplicates == 1 and found.skipped.count == 5
     assert found.of(["1", "z", "a"]).tolist()[::2] == [0.25, 1.0] and np.isnan(found.of(["z"])).all()
-    assert any("1 labels are of an id that an earlier one has" in note for note in found.notes())
+    assert any("labels of an id that has one: 1, dropped" in note for note in found.notes())
     assert "feedback.jsonl:4 has no label or score" in found.skipped.examples[0]
 
 

@@ -51,11 +51,14 @@ def test_plain_messages(tmp_path: Path, request_: dict[str, Any]) -> None:
     assert found.when == "2026-01-01T00:00:00+00:00" and log.schemas == {"plain": 1} and log.notes() == []
 
 
-@pytest.mark.parametrize("row", [{"prompt": "hi"}, {"text": "hi"}, {"request": "hi"}, {"request": {"text": "hi"}}])
+@pytest.mark.parametrize(
+    "row",
+    [{"prompt": "hi", "attributes": {"team": "x"}}, {"text": "hi"}, {"request": "hi"}, {"request": {"text": "hi"}}],
+)
 def test_plain_text(tmp_path: Path, row: dict[str, Any]) -> None:
     log = read(tmp_path, row)
     assert [request.user for request in log.requests] == ["hi"] and log.requests[0].id.endswith("log.jsonl:1")
-    assert log.notes() == ["1 requests have no time; they keep their place in the log"]
+    assert log.notes() == ["requests without a time: 1, which keep their place in the log"]
 
 
 def test_what_the_model_said_and_pictures_are_not_asked(tmp_path: Path) -> None:
@@ -75,8 +78,11 @@ def test_litellm(tmp_path: Path) -> None:
     payload = {"id": "p", "call_type": "acompletion", "startTime": 1767225600.5, "status": "success", "messages": CHAT}
     embedding = {**payload, "id": "q", "call_type": "aembedding"}
     redacted = {**payload, "id": "r", "messages": [{"role": "user", "content": "redacted-by-litellm"}]}
-    log = read(tmp_path, payload, embedding, redacted)
-    assert [(r.id, r.user, r.when) for r in log.requests] == [("p", "How are you?", "2026-01-01T00:00:00+00:00")]
+    wrapped = {"standard_logging_object": {**payload, "id": "s"}}
+    log = read(tmp_path, payload, embedding, redacted, wrapped)
+    assert [(r.id, r.user, r.when) for r in log.requests] == [
+        (id, "How are you?", "2026-01-01T00:00:00+00:00") for id in "ps"
+    ]
     assert log.others == 1 and log.skipped.count == 1 and "is redacted" in log.skipped.examples[0]
 
 
@@ -128,7 +134,7 @@ def test_other_schemas(tmp_path: Path, row: dict[str, Any], said: str) -> None:
 def test_clocks_that_run_backwards(tmp_path: Path) -> None:
     log = read(tmp_path, plain("a", 30), plain("b", 10), plain("c", None), plain("d", 20))
     assert [r.id for r in log.requests] == ["b", "c", "d", "a"] and log.backwards == 2
-    assert "the clock runs backwards at 2 requests; they are sorted by time" in log.notes()
+    assert "requests at which the clock runs backwards: 2; all are sorted by time" in log.notes()
 
 
 def test_times_in_any_unit(tmp_path: Path) -> None:
@@ -140,7 +146,7 @@ def test_times_in_any_unit(tmp_path: Path) -> None:
 def test_duplicate_ids_are_dropped(tmp_path: Path) -> None:
     log = read(tmp_path, plain("a", 1, "first"), plain("a", 2, "second"))
     assert [r.user for r in log.requests] == ["first"] and log.duplicates == 1
-    assert "1 requests have the id of an earlier one and are dropped" in log.notes()
+    assert "requests with the id of an earlier one: 1, dropped" in log.notes()
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

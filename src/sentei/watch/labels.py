@@ -46,7 +46,7 @@ class Labels:
         """What a person should know of how they were read."""
         lines = self.skipped.lines("of the labels are skipped")
         if self.duplicates:
-            lines.append(f"{self.duplicates:,} labels are of an id that an earlier one has and are dropped")
+            lines.append(f"labels of an id that has one: {self.duplicates:,}, dropped")
         return lines
 
 

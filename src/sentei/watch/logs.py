@@ -65,13 +65,13 @@ class Log:
         """What a person should know of how it was read."""
         lines = self.skipped.lines("of the log are skipped")
         if self.others:
-            lines.append(f"{self.others:,} entries of the log ask no model to write and are left out")
+            lines.append(f"entries that ask no model to write: {self.others:,}, left out")
         if self.duplicates:
-            lines.append(f"{self.duplicates:,} requests have the id of an earlier one and are dropped")
+            lines.append(f"requests with the id of an earlier one: {self.duplicates:,}, dropped")
         if self.backwards:
-            lines.append(f"the clock runs backwards at {self.backwards:,} requests; they are sorted by time")
+            lines.append(f"requests at which the clock runs backwards: {self.backwards:,}; all are sorted by time")
         if missing := sum(request.time is None for request in self.requests):
-            lines.append(f"{missing:,} requests have no time; they keep their place in the log")
+            lines.append(f"requests without a time: {missing:,}, which keep their place in the log")
         return lines
 
 

@@ -18,6 +18,7 @@ from sentei.files import JSONError, loads
 
 _CALLS = ("completion", "responses", "generate_content", "anthropic_messages")  # of LiteLLM, in `acompletion` and so on
 _OPERATIONS = ("chat", "text_completion", "generate_content")  # gen_ai.operation.name of what asks a model
+_ASKED = ("messages", "prompt", "text")  # keys of what is asked, in plain lines
 _SYSTEM = ("system", "developer")
 _REDACTED = "redacted-by-litellm"
 _LATEST = 4_102_444_800.0  # the year 2100: a larger number of seconds is one of milli-, micro- or nanoseconds
@@ -48,10 +49,12 @@ def asked(row: Mapping[str, Any]) -> Iterator[Asked | None]:
     Raises:
         Misfit: it fits no schema, or a field is missing or of the wrong type.
     """
+    inner = row.get("standard_logging_object")  # as LiteLLM's callbacks are given it
+    row = inner if isinstance(inner, dict) else row
     if "resourceSpans" in row:
         for span in _exported(row):
             yield _span(span)
-    elif "attributes" in row:
+    elif "attributes" in row and not any(key in row for key in ("request", *_ASKED)):
         yield _span(row)
     elif "call_type" in row or ("startTime" in row and "messages" in row):
         yield _litellm(row)
@@ -67,7 +70,7 @@ def _plain(row: Mapping[str, Any]) -> Asked:
         raise Misfit(
             f"has a request that is {type(request).__name__}, expected an object with messages, prompt or text"
         )
-    key = next((key for key in ("messages", "prompt", "text") if key in request), None)
+    key = next((key for key in _ASKED if key in request), None)
     if key is None:
         where = "its request has" if "request" in row else "has"
         raise Misfit(

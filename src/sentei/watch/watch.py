@@ -118,7 +118,7 @@ def _window(read: Log, known: Known, window: int | None) -> tuple[list[Request],
     _enough(len(requests), len(requests), read.source)
     system = known.has_system
     if not system and (count := sum(bool(request.system) for request in requests)):
-        notes.append(f"the system prompts of {count:,} requests are left out, for the pool has none")
+        notes.append(f"system prompts, which the pool has none of: {count:,}, left out")
     texts = ["\n".join(part for part in (r.system, r.user) if part) if system else r.user for r in requests]
     return requests, texts, notes
 
