@@ -170,6 +170,7 @@ def test_selecting_again_keeps_the_reference(sentei: Sentei, selected: Path, tmp
 
 def test_what_is_refused(sentei: Sentei, selected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log, out = write(tmp_path), tmp_path / "w"
+    refused(watch(sentei, tmp_path / "none", log, out), "none is no directory")
     (tmp_path / "empty").mkdir()
     refused(watch(sentei, tmp_path / "empty", log, out), "holds no selection", "section recover")
     shutil.copytree(selected, tmp_path / "old")

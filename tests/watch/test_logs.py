@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sentei.data.formats import Misfit
 from sentei.errors import InputError
 from sentei.watch.logs import Log, read_log
+from sentei.watch.payloads import asked
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "How are you?"}]
 
@@ -164,3 +167,42 @@ def test_rotated_logs_are_one(tmp_path: Path) -> None:
     for name, id in (("1.jsonl", "a"), ("2.jsonl", "b")):
         (folder / name).write_text(json.dumps(plain(id)) + "\n")
     assert [r.id for r in read_log(folder).requests] == ["a", "b"]
+
+
+KEYS = ["request", "messages", "prompt", "text", "id", "time", "attributes", "call_type", "startTime", "resourceSpans"]
+KEYS += [
+    "scopeSpans",
+    "spans",
+    "role",
+    "content",
+    "parts",
+    "type",
+    "key",
+    "value",
+    "stringValue",
+    "arrayValue",
+    "values",
+]
+KEYS += ["gen_ai.operation.name", "gen_ai.input.messages", "context", "start_time", "standard_logging_object"]
+LEAVES = [None, True, 1, -1, 1e300, "x", "", "chat", "user", "text", "acompletion", "[1]", "{", "2026-01-01", "٣"]
+
+
+def anything(rng: random.Random, depth: int) -> Any:
+    kind = rng.random() if depth else 0.0
+    if kind < 0.35:
+        return rng.choice(LEAVES)
+    if kind < 0.6:
+        return [anything(rng, depth - 1) for _ in range(rng.randint(0, 3))]
+    return {rng.choice(KEYS): anything(rng, depth - 1) for _ in range(rng.randint(0, 4))}
+
+
+def test_whatever_a_line_holds_is_read_or_told() -> None:
+    rng = random.Random(0)
+    good = 0
+    for _ in range(5000):
+        row = {rng.choice(KEYS): anything(rng, 4) for _ in range(rng.randint(1, 4))}
+        try:
+            good += any(found is not None and found.user.strip() for found in asked(row))
+        except Misfit as error:
+            assert str(error) and "\n" not in str(error)
+    assert good > 100

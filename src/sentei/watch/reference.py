@@ -54,6 +54,8 @@ def read_known(run: str | Path) -> Known:
         InputError: it is neither, or of a version of sentei that stored no vectors.
     """
     run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"{run} is no directory; give the --out of `sentei run` with recovery, or of `sentei select`")
     select, compare = _stage(run, "select"), _stage(run, "compare")
     if (run / "selection.json").is_file():
         select = run
