@@ -79,10 +79,11 @@ class _Sums:
     inputs: Tensor | float = 0.0
     targets: Tensor | float = 0.0
 
-    def add(self, x: Tensor, target: Tensor, weight: Tensor | None) -> None:
+    def add(self, x: Tensor, target: Tensor, weight: Tensor | None, squares: bool) -> None:
         self.count += len(x) if weight is None else weight.sum().item()
-        self.gram = self.gram + gram(x, weight)
-        self.cross = self.cross + cross(x, target, weight)
+        if squares:
+            self.gram = self.gram + gram(x, weight)
+            self.cross = self.cross + cross(x, target, weight)
         self.inputs = self.inputs + column_sum(x, weight)
         self.targets = self.targets + column_sum(target, weight)
 
@@ -117,17 +118,19 @@ class Solution:
 class Fit:
     """Accumulates one part's least squares over batches, then solves.
 
-    Usage: `add` every batch in the same order, then `solve`.
+    Usage: `add` every batch in the same order, then `solve`. Without `squares` only means are summed, which is all that
+    a bias alone needs.
     """
 
     compensation: Compensation
     weight: Tensor  # [out, n], the kept columns
+    squares: bool = True
     sums: tuple[_Sums, _Sums] = field(default_factory=lambda: (_Sums(), _Sums()))  # fitted, held out
     seen: int = 0
 
     def add(self, x: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
         """`x`: `[tokens, n]` inputs of the kept columns, `target`: `[tokens, out]`, `weight`: `[tokens]` or None."""
-        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, target, weight)
+        self.sums[self.seen % HELD_OUT == HELD_OUT - 1].add(x, target, weight, self.squares)
         self.seen += 1
 
     def solve(self, rank: int | None = None) -> Solution:

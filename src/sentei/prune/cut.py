@@ -110,7 +110,7 @@ def cut(
     return pruned
 
 
-def cut_bytes(dense: ModelShape, tokens: int, itemsize: int) -> int:
+def cut_bytes(dense: ModelShape, tokens: int, itemsize: int, *, squares: bool = True) -> int:
     """Bytes that a cut takes beside the models: of copying the largest block, or of fitting its largest part.
 
     Copying: two blocks, and the file of one, which is mapped while it is read. Fitting: both streams, the inputs of a
@@ -120,6 +120,7 @@ def cut_bytes(dense: ModelShape, tokens: int, itemsize: int) -> int:
         dense: the model that is cut.
         tokens: that are read to fit; 0: nothing is fitted.
         itemsize: of the dtype that is computed in.
+        squares: whether Gram matrices are summed: not for a bias alone.
     """
     sizes = [(dense.attention_params(block) + dense.ffn_params(block)) for block in dense.blocks]
     if not tokens:
@@ -131,12 +132,15 @@ def cut_bytes(dense: ModelShape, tokens: int, itemsize: int) -> int:
     experts = any(b.experts for b in dense.blocks)
     missing = 4 * tokens * dense.hidden + EXPERT_KERNELS if experts else 0
     states = tokens * (2 * dense.hidden + max(each)) * itemsize + missing
-    fits = [2 * 4 * size + n * (n + dense.hidden) * (2 * 4 + 4 * 8) for n, size in zip(widths, sizes, strict=True)]
+    sums = [n * (n + dense.hidden) * (2 * 4 + 4 * 8) if squares else 2 * 8 * n * dense.hidden for n in widths]
+    fits = [2 * 4 * size + summed for summed, size in zip(sums, sizes, strict=True)]
     return states + max(fits)
 
 
 def _memory_needed(plan: Plan, windows: Windows | None, itemsize: int) -> int:
-    needed = cut_bytes(plan.dense, 0 if windows is None else windows.ids.numel(), itemsize)
+    squares = COMPENSATIONS[plan.compensation].weights or any(block.ranks for block in plan.blocks)
+    squares = squares or any(block.experts for block in plan.dense.blocks)  # which share one fit
+    needed = cut_bytes(plan.dense, 0 if windows is None else windows.ids.numel(), itemsize, squares=squares)
     if windows is None or plan.refine == "none":
         return needed
     from sentei.prune.refine import refine_bytes

@@ -121,7 +121,7 @@ class Part:
             self._fit_inner([name for name in inner if name in self.ranks], streams)
         linear = self.new_linears[output]
         residual = self._residual(compensation)
-        fit = Fit(compensation, self._sliced(output).float())
+        fit = Fit(compensation, self._sliced(output).float(), squares=compensation.weights or output in self.ranks)
         inputs = torch.empty(
             *streams.cut.shape[:2], linear.in_features, dtype=streams.cut.dtype, device=streams.cut.device
         )

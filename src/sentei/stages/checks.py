@@ -74,10 +74,17 @@ def cut_suits(recipe: Recipe, dense: Loaded) -> None:
     from sentei.data.text import read_texts
     from sentei.families import family_of
     from sentei.memory import check_memory
+    from sentei.prune.compensation import COMPENSATIONS
     from sentei.prune.cut import cut_bytes
+    from sentei.prune.methods import LOW_RANK, method
+    from sentei.prune.planning import parts_of
 
     tokens = min(recipe.measure.tokens, int(estimate.tokens_of(read_texts(recipe.data))))
-    needed = cut_bytes(family_of(dense.model.config).shape(dense.model.config), tokens, dense.model.dtype.itemsize)
+    shape, prune = family_of(dense.model.config).shape(dense.model.config), recipe.prune
+    base = method(prune.method)
+    *_, compensation = parts_of(base, prune.score, prune.allocation, prune.compensation)
+    least = COMPENSATIONS[compensation].weights or LOW_RANK in base.kinds or any(b.experts for b in shape.blocks)
+    needed = cut_bytes(shape, tokens, dense.model.dtype.itemsize, squares=least)
     check_memory(recipe.limit, needed, "cut", "allow more, or read fewer measure.tokens")
 
 

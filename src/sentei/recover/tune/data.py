@@ -63,10 +63,10 @@ class TrainingData:
 
         def of(model: Any) -> float:
             device = next(model.parameters()).device
-            if not known:
-                batches = [batch.to(device) for batch in self.heldout_batches(tokens)]
-                known.extend((batch, self._taught(kind, batch)) for batch in batches)
             with evaluating(model):
+                if not known:
+                    batches = [batch.to(device) for batch in self.heldout_batches(tokens)]
+                    known.extend((batch, self._taught(kind, batch)) for batch in batches)
                 sums = [(float(kind(model, batch, taught)), len(batch.targets)) for batch, taught in known]
             return sum(value * size for value, size in sums) / sum(size for _, size in sums)
 
