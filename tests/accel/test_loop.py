@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from accel_files import dies_in_stage_two
 from recover.recovering import by_topic, loaded, pool, small_model, words
 from sentei.accel import loop
 from sentei.accel.family import Family
@@ -131,16 +132,7 @@ def test_an_adapter_goes_through_the_stages(
     for number in (1, 2):
         assert not (whole.model(number) / "adapter").exists()
         assert all(torch.isfinite(value).all() for value in weights(whole.model(number)).values())
-    real, calls = loop.load_state, [0]
-
-    def dying(path: Path) -> Any:
-        calls[0] += 1
-        if calls[0] == 2:  # the second stage is cut, and not yet trained
-            raise KeyboardInterrupt
-        return real(path)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "load_state", dying)
+    with dies_in_stage_two(monkeypatch):
         made(dense, texts, tmp_path / "killed", **options)
     assert same(made(dense, texts, tmp_path / "killed", **options), whole)
 

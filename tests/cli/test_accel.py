@@ -4,30 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from accel_files import write_files
 from cli.calling import refused
-from sentei.models.save import save
 from sentei.recover.tune import train
-from tiny import tiny_model, tiny_tokenizer
 
 Sentei = Any
-
-
-def words(rng: np.random.Generator, count: int) -> str:
-    return " ".join(f"w{n}" for n in rng.integers(6, 128, count))
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
-    rng = np.random.default_rng(0)
-    save(tiny_model(), folder / "model", tokenizer=tiny_tokenizer())
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": words(rng, 60)}) + "\n" for _ in range(30)))
-    pool = [{"prompt": words(rng, 5), "completion": words(rng, 12)} for _ in range(120)]
-    (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pool))
+    write_files(folder)
     return folder
 
 

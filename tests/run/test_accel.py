@@ -6,37 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import sentei
-from sentei.accel import loop
+from accel_files import dies_in_stage_two, write_files
 from sentei.errors import InputError
 from sentei.files import read_json
 from sentei.models.load import load
-from sentei.models.save import save
 from sentei.plan import Plan
 from sentei.recipe import Recipe
 from sentei.recover.tune import train
 from sentei.report.formats import read_report
 from sentei.report.html import render
-from tiny import tiny_model, tiny_tokenizer
-
-
-def words(rng: np.random.Generator, count: int) -> str:
-    return " ".join(f"w{n}" for n in rng.integers(6, 128, count))
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
-    rng = np.random.default_rng(0)
-    save(tiny_model(), folder / "model", tokenizer=tiny_tokenizer())
-    (folder / "text.jsonl").write_text("".join(json.dumps({"text": words(rng, 60)}) + "\n" for _ in range(30)))
-    pool = [{"prompt": words(rng, 5), "completion": words(rng, 12)} for _ in range(120)]
-    (folder / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pool))
+    write_files(folder)
     value: dict[str, Any] = {
         "model": "model",
         "data": "text.jsonl",
@@ -88,16 +77,7 @@ def test_the_report_tells_of_every_stage(whole: Path) -> None:
 def test_killed_and_resumed_it_ends_with_the_same_files(
     recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = loop.load_state, [0]
-
-    def dying(path: Path) -> Any:
-        calls[0] += 1
-        if calls[0] == 2:  # the second stage is cut, and not yet trained
-            raise KeyboardInterrupt
-        return real(path)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "load_state", dying)
+    with dies_in_stage_two(monkeypatch):
         sentei.run(recipe, tmp_path / "run")
     (work,) = (tmp_path / "run" / "work").iterdir()
     assert (work / "stage-01" / "done").is_dir()

@@ -132,6 +132,7 @@ def cut_bytes(dense: ModelShape, tokens: int, itemsize: int, *, squares: bool = 
     experts = any(b.experts for b in dense.blocks)
     missing = 4 * tokens * dense.hidden + EXPERT_KERNELS if experts else 0
     states = tokens * (2 * dense.hidden + max(each)) * itemsize + missing
+    squares = squares or experts  # which share one fit
     sums = [n * (n + dense.hidden) * (2 * 4 + 4 * 8) if squares else 2 * 8 * n * dense.hidden for n in widths]
     fits = [2 * 4 * size + summed for summed, size in zip(sums, sizes, strict=True)]
     return states + max(fits)
@@ -139,7 +140,6 @@ def cut_bytes(dense: ModelShape, tokens: int, itemsize: int, *, squares: bool = 
 
 def _memory_needed(plan: Plan, windows: Windows | None, itemsize: int) -> int:
     squares = COMPENSATIONS[plan.compensation].weights or any(block.ranks for block in plan.blocks)
-    squares = squares or any(block.experts for block in plan.dense.blocks)  # which share one fit
     needed = cut_bytes(plan.dense, 0 if windows is None else windows.ids.numel(), itemsize, squares=squares)
     if windows is None or plan.refine == "none":
         return needed

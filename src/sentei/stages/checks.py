@@ -83,8 +83,8 @@ def cut_suits(recipe: Recipe, dense: Loaded) -> None:
     shape, prune = family_of(dense.model.config).shape(dense.model.config), recipe.prune
     base = method(prune.method)
     *_, compensation = parts_of(base, prune.score, prune.allocation, prune.compensation)
-    least = COMPENSATIONS[compensation].weights or LOW_RANK in base.kinds or any(b.experts for b in shape.blocks)
-    needed = cut_bytes(shape, tokens, dense.model.dtype.itemsize, squares=least)
+    squares = COMPENSATIONS[compensation].weights or LOW_RANK in base.kinds
+    needed = cut_bytes(shape, tokens, dense.model.dtype.itemsize, squares=squares)
     check_memory(recipe.limit, needed, "cut", "allow more, or read fewer measure.tokens")
 
 
